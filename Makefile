@@ -1,0 +1,68 @@
+# Every target does its own set-up: git, make and a CPython 3.10 or 3.11 with
+# venv and pip are enough.
+
+# An interpreter for a new environment, and extra requirements beside it, as
+# in `make emnist EXTRAS=gpu`.
+PYTHON ?=
+EXTRAS ?=
+
+DATASET ?= mnist
+ifneq ($(filter mnist fashion_mnist cifar10,$(DATASET)),)
+  PARTITION ?= shards
+else
+  PARTITION ?= natural
+endif
+ROUNDS ?= 10
+FLAGFILE ?= experiments/emnist.flags
+ARGS ?=
+
+python := .venv/bin/python
+.DEFAULT_GOAL := help
+.PHONY: help emnist test test-slow test-data lint format doctor lock \
+  lock-check env serving clean
+
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' \
+	  $(MAKEFILE_LIST)
+
+emnist: env serving ## Train a handwriting model (DATASET= PARTITION= ROUNDS= ARGS=).
+	$(python) -m experiments.emnist --flagfile=$(FLAGFILE) \
+	  --dataset=$(DATASET) --partition=$(PARTITION) \
+	  --total_rounds=$(ROUNDS) \
+	  --experiment_name=emnist-$(DATASET)-$(PARTITION) $(ARGS)
+
+test: env serving test-data ## Run the default tests (ARGS= for pytest).
+	$(python) -m pytest $(ARGS)
+
+test-slow: env serving test-data ## Run the slow tests (ARGS= for pytest).
+	$(python) -m pytest -m slow $(ARGS)
+
+test-data: env ## Fetch the data that the tests read, once.
+	$(python) -m datasets.fetch digits mnist
+
+lint: env ## Check style and formatting.
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+
+format: env ## Mend style and formatting.
+	$(python) -m ruff check --fix .
+	$(python) -m ruff format .
+
+doctor: env ## Say what works on this machine.
+	$(python) -m research.doctor
+
+lock: env ## Compile requirements/*.in (ARGS=--upgrade for new releases).
+	requirements/lock.sh $(ARGS)
+
+lock-check: env ## Prove that requirements/*.in and *.txt are in step.
+	requirements/lock.sh --check
+
+env: ## Make .venv (PYTHON= EXTRAS=bert, ray, gpu).
+	@PYTHON=$(PYTHON) requirements/set_up.sh .venv dev $(EXTRAS)
+
+serving: ## Make .venv-serving, which proves exports without TensorFlow.
+	@PYTHON=$(PYTHON) requirements/set_up.sh .venv-serving serving
+
+clean: ## Remove the environments and caches; runs/ stays.
+	rm -rf .venv .venv-serving build *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,45 @@
+"""Fetches data sets into the cache: python -m datasets.fetch mnist cifar10.
+
+A name may carry a partition that needs more files: mnist:writer.
+"""
+
+import argparse
+import sys
+
+from datasets import federated_data
+from datasets import load as load_lib
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Loads each set once and prints a line about it; returns an exit status."""
+  parser = argparse.ArgumentParser(
+    prog='python -m datasets.fetch', description=__doc__
+  )
+  parser.add_argument('datasets', nargs='+', metavar='dataset[:partition]')
+  parser.add_argument('--data_dir')
+  parser.add_argument('--cache_dir')
+  options = parser.parse_args(arguments)
+  for wanted in options.datasets:
+    name, _, partition = wanted.partition(':')
+    config = load_lib.LoadConfig(
+      dataset=name,
+      partition=partition or None,
+      data_dir=options.data_dir,
+      cache_dir=options.cache_dir,
+    )
+    try:
+      data = load_lib.load(config)
+    except (federated_data.DataError, ValueError) as error:
+      print(f'{wanted}: {error}', file=sys.stderr)
+      return 1
+    print(
+      f'{wanted}: {data.train.total_examples} training examples of '
+      f'{len(data.train.client_ids)} clients ({data.partition}), '
+      f'{data.test.total_examples} test examples, sha256 '
+      f'{data.content_sha256[:16]}'
+    )
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,73 @@
+"""Evaluates a finished run, with percentiles of its metrics over clients.
+
+On the run's test data, on test clients that never trained, or on own data:
+
+  python -m experiments.evaluate --run_dir=runs/emnist
+  python -m experiments.evaluate --run_dir=runs/emnist --split=train
+  python -m experiments.evaluate --run_dir=runs/emnist \\
+    --dataset=file --data_file=mine.csv --feature_shape=28,28,1
+
+Every flag of the run can be given anew; the others are taken from the run.
+"""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from absl import app, flags
+
+from research import finished_run, flag_values
+from research.training import atomic, evaluation
+
+_RUN_DIR = flags.DEFINE_string(
+  'run_dir', None, 'The run directory.', required=True
+)
+_SPLIT = flags.DEFINE_enum(
+  'split',
+  'test',
+  ['train', 'validation', 'test', 'unseen'],
+  'Which clients; unseen are the test clients that are no training clients.',
+)
+_OUTPUT = flags.DEFINE_string('output', None, 'Also write a JSON file here.')
+
+PERCENTILES = (5, 25, 50, 75, 95)
+
+
+def summarise(
+  evaluator: evaluation.Evaluator, split
+) -> dict[str, dict[str, float]]:
+  """Returns, by metric, its mean over examples and percentiles over clients."""
+  means = evaluator.evaluate(split)
+  clients = evaluator.evaluate_clients(split)
+  summary = {}
+  for name, mean in means.items():
+    values = [metrics[name] for metrics in clients.values()]
+    percentiles = np.percentile(values, PERCENTILES)
+    summary[name] = {'mean': mean} | {
+      f'p{percent:02d}': float(value)
+      for percent, value in zip(PERCENTILES, percentiles, strict=True)
+    }
+  return summary
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prints a table, and writes it as JSON if asked to."""
+  flag_values.refuse_arguments(argv)
+  run = finished_run.load(_RUN_DIR.value)
+  split = finished_run.select_split(run.task, _SPLIT.value)
+  summary = summarise(run.evaluator, split)
+  print(
+    f'{run.path} after round {run.round_num}: {len(split.client_ids)} clients, '
+    f'{split.total_examples} examples of {run.task.data.name} ({_SPLIT.value})'
+  )
+  print('metric'.ljust(10) + ''.join(f'{k:>10}' for k in summary['loss']))
+  for name, values in summary.items():
+    cells = ''.join(f'{value:>10.4f}' for value in values.values())
+    print(name.ljust(10) + cells)
+  if _OUTPUT.value:
+    atomic.write_json(_OUTPUT.value, summary)
+    print(json.dumps({'written': _OUTPUT.value}))
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=flag_values.parse_with_run)

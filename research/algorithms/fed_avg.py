@@ -1,0 +1,49 @@
+"""Federated averaging.
+
+McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from
+Decentralized Data", arXiv:1602.05629, Algorithm 1; with a server optimizer it
+is FedOpt of Reddi et al. 2021, arXiv:2003.00295, Algorithm 1.
+"""
+
+from collections.abc import Callable
+
+import tensorflow_federated as tff
+
+from research.aggregators import rejection
+
+
+def build(
+  model_fn: Callable[[], tff.learning.models.VariableModel],
+  *,
+  client_optimizer: tff.learning.optimizers.Optimizer,
+  server_optimizer: tff.learning.optimizers.Optimizer,
+  client_weighting: tff.learning.ClientWeighting,
+  loop_implementation: tff.learning.LoopImplementation,
+) -> tff.learning.templates.LearningProcess:
+  """Builds FedAvg.
+
+  One round: each client k starts at the server's weights w, runs its optimizer
+  over its batches to w_k, and sends w - w_k. The server steps along the mean of
+  these, weighted by the examples that each client trained on (epochs counted)
+  or uniformly.
+
+  Args:
+    model_fn: Builds the model anew at each call.
+    client_optimizer: Runs on the clients; its state starts anew each round.
+    server_optimizer: Takes the mean model update as its gradient. SGD with
+      learning rate 1 is Algorithm 1.
+    client_weighting: The weights of the mean. NUM_EXAMPLES is Algorithm 1.
+    loop_implementation: How a client iterates over its batches.
+
+  Returns:
+    A process whose metrics count the rejected clients; see
+    `rejection.CountRejectedFactory`.
+  """
+  return tff.learning.algorithms.build_weighted_fed_avg(
+    model_fn,
+    client_optimizer_fn=client_optimizer,
+    server_optimizer_fn=server_optimizer,
+    client_weighting=client_weighting,
+    model_aggregator=rejection.mean(),
+    loop_implementation=loop_implementation,
+  )

@@ -1,0 +1,73 @@
+"""The one place that touches private parts of TFF.
+
+Pinned to tensorflow-federated 0.87.0; each function says what breaks without
+it.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+
+from tensorflow_federated.python.core.impl.executor_stacks import (
+  executor_factory,
+)
+
+_LAUNCHER = pathlib.Path(__file__).parent / 'runtime' / 'worker_launcher.py'
+_lock = threading.Lock()
+_workers: list[subprocess.Popen] = []
+
+
+class _WorkerPopen(subprocess.Popen):
+  """Starts TFF's `worker_binary` so that it cannot outlive this process."""
+
+  def __init__(self, args, **unused_kwargs):
+    launcher = [sys.executable, '-I', '-S', str(_LAUNCHER), str(os.getpid())]
+    # A session of its own: Ctrl-C reaches the run, which then ends the worker.
+    super().__init__(
+      [*launcher, *args], stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    with _lock:
+      _workers.append(self)
+
+
+class _Subprocess:
+  """Stands in for the module `subprocess` inside TFF's executor factory."""
+
+  Popen = _WorkerPopen
+
+
+def own_worker_processes() -> None:
+  """Makes TFF start its workers through `worker_launcher.py`; idempotent.
+
+  TFF 0.87 starts `worker_binary` as a plain child: it survives a parent that is
+  killed, and keeps the parent's standard output open.
+  """
+  executor_factory.subprocess = _Subprocess
+
+
+def worker_pids() -> list[int]:
+  """Process ids of the workers that this process started and that still run."""
+  with _lock:
+    return [worker.pid for worker in _workers if worker.poll() is None]
+
+
+def stop_workers(timeout_seconds: float = 5.0) -> None:
+  """Kills every worker that this process started, by its id, and reaps it."""
+  with _lock:
+    workers, _workers[:] = list(_workers), []
+  for worker in workers:
+    if worker.poll() is None:
+      worker.kill()
+  for worker in workers:
+    worker.wait(timeout_seconds)
+
+
+def allow_nested_protobuf() -> None:
+  """Lifts upb's limit of 100 nested messages, which aggregators exceed."""
+  try:
+    from google._upb import _message
+  except ImportError:
+    return
+  _message.SetAllowOversizeProtos(True)

@@ -1,0 +1,249 @@
+"""A run from flags to an exported model: what every binary shares."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import pathlib
+import platform
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow_federated as tff
+from absl import logging
+
+from research import flag_values
+from research import flags as flags_lib
+from research.export import exporter
+from research.runtime import stock
+from research.tasks import task as task_lib
+from research.training import checkpoint as checkpoint_lib
+from research.training import estimate as estimate_lib
+from research.training import interrupts, plots, run_directory
+from research.training import loop as loop_lib
+from research.training import metrics as metrics_lib
+from research.training import progress as progress_lib
+from research.training import trackers as trackers_lib
+
+_PACKAGES = (
+  'tensorflow',
+  'tensorflow-federated',
+  'tensorflow-privacy',
+  'tensorflow-model-optimization',
+  'numpy',
+)
+
+
+def versions() -> dict[str, str]:
+  """Versions of Python and of the packages that decide results."""
+  found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  return {'python': platform.python_version(), **found}
+
+
+def git_revision() -> str | None:
+  """The checkout's commit, `-dirty` when changed; None outside of git."""
+  command = ['git', 'describe', '--always', '--dirty', '--abbrev=40']
+  try:
+    result = subprocess.run(
+      command,
+      cwd=pathlib.Path(__file__).parent,
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return result.stdout.strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class FlagGroups:
+  """The flag groups of a binary, besides those of its task."""
+
+  algorithm: flags_lib.AlgorithmFlags
+  training: flags_lib.TrainingFlags
+  runtime: flags_lib.RuntimeFlags
+  output: flags_lib.OutputFlags
+
+
+class Experiment:
+  """One run: its task, learning process, loop and directory.
+
+  Use as `with Experiment.start(...) as experiment: experiment.train()`.
+  """
+
+  def __init__(
+    self,
+    run: run_directory.RunDirectory,
+    task: task_lib.Task,
+    loop: loop_lib.TrainingLoop,
+    output: flags_lib.OutputConfig,
+    config: dict[str, Any],
+  ):
+    """Use `start` or `load`."""
+    self.run = run
+    self.task = task
+    self.loop = loop
+    self._output = output
+    self._config = config
+
+  @classmethod
+  @contextlib.contextmanager
+  def start(
+    cls,
+    binary: str,
+    build_task: Callable[[], task_lib.Task],
+    groups: FlagGroups,
+  ) -> Iterator['Experiment']:
+    """Makes a run from flags, in a started runtime and a locked directory.
+
+    Args:
+      binary: Module of the binary, which commands on the finished run import.
+      build_task: Builds the task from flags.
+      groups: The other flags.
+
+    Yields:
+      The experiment.
+    """
+    output = groups.output.get()
+    runtime = groups.runtime.get()
+    run = run_directory.RunDirectory(
+      output.root_output_dir, output.experiment_name
+    )
+    advice = f'The same command resumes the run in {run.path}.'
+    lock = contextlib.nullcontext() if output.dry_run else run
+    with interrupts.exit_tidily(advice), lock:
+      groups.algorithm.get(runtime.loop_implementation)
+      task = build_task()
+      config = {
+        'binary': binary,
+        'flags': flag_values.values(),
+        'seed': groups.training.get().seed,
+        'device': 'cpu',
+        'data_sha256': task.data.content_sha256,
+        'versions': versions(),
+        'git_revision': git_revision(),
+      }
+      with runtime:
+        loop = _build_loop(task, runtime, groups, run)
+        yield cls(run, task, loop, output, config)
+
+  def train(self) -> Any:
+    """Trains from the newest checkpoint to the last round.
+
+    Returns:
+      The final state.
+
+    Raises:
+      run_directory.ResumeError: If the directory has a run with other flags.
+    """
+    saved = self.run.read_config()
+    done, state = self.loop.restore()
+    if saved is None:
+      self.run.write_config(self._config)
+    else:
+      free = flag_values.free_names()
+      run_directory.check_resume(saved, self._config, free, done)
+      self.run.write_config({**self._config, **_first_start(saved)})
+    total = self.loop.config.total_rounds
+    if done:
+      print(f'Resuming {self.run.path} after round {done} of {total}.')
+    with contextlib.ExitStack() as stack:
+      trackers = trackers_lib.create(
+        self._output.trackers,
+        self.run.path,
+        self._output.experiment_name,
+        self._config['flags'],
+        done if done else -1,
+      )
+      for tracker in trackers:
+        stack.callback(tracker.close)
+      return self.loop.run(
+        (done, state),
+        metrics_lib.MetricsCsv(
+          self.run.metrics_csv, loop_lib.columns(self.task)
+        ),
+        metrics_lib.MetricsCsv(self.run.timing_csv, loop_lib.TIMING_COLUMNS),
+        trackers,
+        stack.enter_context(progress_lib.Progress(total, done)),
+      )
+
+  def plot(self) -> list[pathlib.Path]:
+    """Draws learning curves and the clients' data; returns the files."""
+    rows = metrics_lib.read(self.run.metrics_csv)
+    data = self.task.data
+    files = plots.learning_curves(rows, self.run.plots)
+    path = self.run.plots / 'examples_per_client.png'
+    plots.examples_per_client(data.train, path)
+    files.append(path)
+    if self.task.kind == 'classification':
+      path = self.run.plots / 'labels_per_client.png'
+      plots.label_histogram(data.train, data.num_classes, path)
+      files.append(path)
+    return files
+
+  def export(self, state: Any) -> None:
+    """Exports the model of a state with its parity report and model card."""
+    self.loop.evaluator.set_weights(self.loop.process.get_model_weights(state))
+    exporter.export_run(
+      self.run, self.task, self.loop.evaluator.model, self._config
+    )
+
+  def finish(self, state: Any) -> None:
+    """Draws, exports if the flag says so, and prints where everything is."""
+    self.plot()
+    if self._output.export:
+      self.export(state)
+    print(self.summary())
+
+  def summary(self) -> str:
+    """The last row of metrics.csv and the paths of a finished run."""
+    last = metrics_lib.read(self.run.metrics_csv)[-1]
+    table = [
+      (name, f'{value:.4f}' if isinstance(value, float) else str(value))
+      for name, value in last.items()
+      if value is not None
+    ]
+    table += [('metrics', str(self.run.metrics_csv))]
+    table += [('plots', str(self.run.plots))]
+    if self._output.export:
+      table += [('model', str(self.run.model))]
+      table += [('model card', str(self.run.model_card_md))]
+    return '\n'.join(f'{name:<22}{value}' for name, value in table)
+
+  def dry_run(self) -> str:
+    """Returns the estimated time, memory and data as text."""
+    done = self.loop.restore()[0]
+    rounds = self.loop.config.total_rounds - done
+    return '\n'.join(estimate_lib.estimate(self.loop, rounds).lines())
+
+
+def _first_start(saved: dict[str, Any]) -> dict[str, Any]:
+  """What a resumed run keeps from its first start."""
+  return {
+    name: saved[name]
+    for name in ('versions', 'git_revision', 'device')
+    if name in saved
+  }
+
+
+def _build_loop(
+  task: task_lib.Task,
+  runtime: stock.StockRuntime,
+  groups: FlagGroups,
+  run: run_directory.RunDirectory,
+) -> loop_lib.TrainingLoop:
+  algorithm, settings, schedule = groups.algorithm.get(
+    runtime.loop_implementation
+  )
+  logging.info('Algorithm of %s', algorithm.paper)
+  process: tff.learning.templates.LearningProcess = runtime.prepare(
+    algorithm.build(task.model_fn, settings), task
+  )
+  config = groups.training.get()
+  checkpoints = checkpoint_lib.CheckpointManager(
+    run.checkpoints, config.checkpoints_kept
+  )
+  return loop_lib.TrainingLoop(
+    config, task, process, schedule, runtime, checkpoints
+  )

@@ -1,0 +1,68 @@
+"""From a trained model to what a run directory offers: SavedModel and card."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from research.export import model_card, parity, saved_model
+from research.tasks import task as task_lib
+from research.training import metrics as metrics_lib
+from research.training import run_directory
+
+
+def export_run(
+  run: run_directory.RunDirectory,
+  task: task_lib.Task,
+  model: tf.keras.Model,
+  config: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Exports a model, checks it, and writes the model card.
+
+  Args:
+    run: The run; its `model` directory and model card are replaced.
+    task: What was learned.
+    model: The task's Keras model with the trained weights.
+    config: The run's config.json.
+
+  Returns:
+    The parity report.
+
+  Raises:
+    parity.ParityError: If the exported model differs from the trained one.
+  """
+  saved_model.export(task, model, run.model)
+  report = parity.check(task, model, run.model)
+  model_card.write(run.path, _card(run, task, model, config, report))
+  return report
+
+
+def _card(
+  run: run_directory.RunDirectory,
+  task: task_lib.Task,
+  model: tf.keras.Model,
+  config: Mapping[str, Any],
+  report: Mapping[str, Any],
+) -> dict[str, Any]:
+  rows = metrics_lib.read(pathlib.Path(run.metrics_csv))
+  source = task.data.source
+  return {
+    'name': run.path.name,
+    'task': task.name,
+    'parameters': model.count_params(),
+    'data': {
+      'name': task.data.name,
+      'partition': task.data.partition,
+      'title': source.title,
+      'licence': source.licence,
+      'citation': source.citation,
+      'url': source.url,
+      'sha256': task.data.content_sha256,
+    },
+    'flags': config['flags'],
+    'metrics': rows[-1] if rows else {},
+    'versions': config['versions'],
+    'git_revision': config['git_revision'],
+    'parity': report,
+  }

@@ -1,0 +1,28 @@
+"""Runs a SavedModel in a process of its own: python fresh_process.py D IN OUT.
+
+Needs TensorFlow and NumPy, nothing of this project and not TFF. D is the
+SavedModel; IN an .npz with arrays named `<signature>/<batch size>`; OUT the
+.npz to write, with arrays `<signature>/<batch size>/<output>`.
+"""
+
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+
+def main(directory: str, inputs_file: str, outputs_file: str) -> None:
+  model = tf.saved_model.load(directory)
+  outputs = {}
+  with np.load(inputs_file) as inputs:
+    for key in inputs.files:
+      signature, _ = key.split('/')
+      result = model.signatures[signature](image=tf.constant(inputs[key]))
+      for name, value in result.items():
+        outputs[f'{key}/{name}'] = value.numpy()
+  outputs['runtime'] = np.array(f'TensorFlow {tf.__version__}')
+  np.savez(outputs_file, **outputs)
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])

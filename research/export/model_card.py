@@ -1,0 +1,146 @@
+"""The model card: what a model is, where it comes from and how to use it.
+
+The idea is of Mitchell et al. 2019 (arXiv:1810.03993); here it states only what
+the run knows of itself.
+"""
+
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from research.export import parity
+from research.training import atomic
+
+JSON_FILE = 'model_card.json'
+MARKDOWN_FILE = 'model_card.md'
+NO_PRIVACY = 'none: no differential privacy'
+
+_REQUIRED = ('name', 'task', 'data', 'flags', 'metrics', 'versions', 'parity')
+_REQUIRED_DATA = ('title', 'licence', 'citation', 'url', 'sha256')
+
+
+def write(directory: atomic.Path, info: Mapping[str, Any]) -> None:
+  """Writes model_card.json and model_card.md, each complete or not at all.
+
+  Args:
+    directory: Where to; also where the model is, under `info['model']`.
+    info: Describes the model by
+      name: Of the model or its run.
+      task: What was learned.
+      data: title, licence, citation, url and sha256 of the data, and more.
+      flags: The flags of the run.
+      metrics: The last measurements.
+      versions: Of the software.
+      parity: The report of `parity.check`.
+      signatures (optional): As in `saved_model.Exported`.
+      model (optional): The SavedModel's path from `directory`; 'model' if
+        absent.
+      privacy (optional): The privacy guarantee; without one the card says
+        that there is none.
+      Other keys (as parameters or git_revision) are listed as they are.
+
+  Raises:
+    ValueError: If one of the keys is absent; it names it.
+  """
+  missing = [key for key in _REQUIRED if key not in info]
+  missing += [
+    f'data.{key}' for key in _REQUIRED_DATA if key not in info.get('data', {})
+  ]
+  if missing:
+    raise ValueError(f'the model card lacks {", ".join(missing)}')
+  card = {'model': 'model', 'signatures': {}, 'privacy': NO_PRIVACY, **info}
+  card = _plain(card)
+  directory = pathlib.Path(directory)
+  atomic.write_json(directory / JSON_FILE, card)
+  atomic.write_text(directory / MARKDOWN_FILE, _markdown(card))
+
+
+def _plain(value: Any) -> Any:
+  """Turns a value into what JSON has; numbers that are none become text."""
+  if isinstance(value, Mapping):
+    return {str(key): _plain(item) for key, item in value.items()}
+  if isinstance(value, list | tuple | set | frozenset):
+    items = sorted(value) if isinstance(value, set | frozenset) else value
+    return [_plain(item) for item in items]
+  if isinstance(value, np.ndarray | np.generic):
+    return _plain(value.tolist())
+  if isinstance(value, float) and not math.isfinite(value):
+    return str(value)
+  if value is None or isinstance(value, bool | int | float | str):
+    return value
+  return str(value)
+
+
+def _markdown(card: Mapping[str, Any]) -> str:
+  shown = {'name', 'model', 'signatures', 'privacy', *_REQUIRED}
+  overview = {
+    'task': card['task'],
+    **{key: value for key, value in card.items() if key not in shown},
+    'privacy': card['privacy'],
+  }
+  sections = [
+    f'# Model card: {card["name"]}',
+    _table(('', ''), overview.items()),
+    '## Data',
+    _table(('', ''), card['data'].items()),
+    '## Metrics',
+    _table(('metric', 'value'), card['metrics'].items()),
+    '## Use',
+    'The SavedModel in '
+    f'`{card["model"]}/` needs TensorFlow alone (or OpenVINO):',
+    _example(card),
+    _signatures(card['signatures']),
+    f'P{parity.summary(card["parity"])[1:]}.',
+    '## Flags',
+    _table(('flag', 'value'), _flags(card['flags'])),
+    '## Versions',
+    _table(('', 'version'), card['versions'].items()),
+  ]
+  return '\n\n'.join(section for section in sections if section) + '\n'
+
+
+def _example(card: Mapping[str, Any]) -> str:
+  """Five lines that load the model and run it on one black image."""
+  inputs = card['signatures'].get('serving_default', {}).get('inputs', {})
+  shape = inputs.get('image', {}).get('shape', [None, 28, 28, 1])
+  return '\n'.join(
+    (
+      '```python',
+      'import tensorflow as tf',
+      f"model = tf.saved_model.load('{card['model']}')",
+      "serve = model.signatures['serving_default']",
+      f'image = tf.zeros({[1, *shape[1:]]}, tf.uint8)',
+      'print(serve(image=image))',
+      '```',
+    )
+  )
+
+
+def _signatures(signatures: Mapping[str, Any]) -> str:
+  rows = [
+    (signature, direction, name, spec['dtype'], spec['shape'])
+    for signature, described in signatures.items()
+    for direction in ('inputs', 'outputs')
+    for name, spec in described[direction].items()
+  ]
+  return _table(('signature', '', 'name', 'dtype', 'shape'), rows)
+
+
+def _flags(flags: Mapping[str, Any]):
+  return [(f'--{name}', value) for name, value in flags.items()]
+
+
+def _table(header, rows) -> str:
+  """A Markdown table; nothing if there are no rows."""
+  rows = list(rows)
+  if not rows:
+    return ''
+  lines = [header, ['---'] * len(header), *rows]
+  return '\n'.join(f'| {" | ".join(map(_cell, line))} |' for line in lines)
+
+
+def _cell(value: Any) -> str:
+  return ' '.join(str(value).replace('|', '\\|').split())

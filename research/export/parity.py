@@ -1,0 +1,238 @@
+"""Proves that an exported model computes what the trained model computes."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from research.export import saved_model
+from research.tasks import task as task_lib
+from research.training import atomic
+
+SERVING_PYTHON = 'TFF_RESEARCH_SERVING_PYTHON'
+TENSORFLOW_TOLERANCE = 1e-5
+OPENVINO_TOLERANCE = 1e-4
+
+_SCRIPTS = pathlib.Path(__file__).absolute().parent
+_SEED = 20170220
+_TIMEOUT_SECONDS = 300
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class ParityError(AssertionError):
+  """An exported model differs from the trained one, or can't be run."""
+
+
+def serving_python() -> pathlib.Path:
+  """The interpreter of the serving environment, whether or not it exists."""
+  given = os.environ.get(SERVING_PYTHON)
+  if given:
+    return pathlib.Path(given).expanduser().absolute()
+  return _SCRIPTS.parents[1] / '.venv-serving' / 'bin' / 'python'
+
+
+def check(
+  task: task_lib.Task,
+  keras_model: tf.keras.Model,
+  directory: atomic.Path,
+  batches: Sequence[int] = (1, 32),
+) -> dict[str, Any]:
+  """Compares an exported model with the trained one on fixed random images.
+
+  Both signatures run in a fresh process that has TensorFlow only, and the
+  default signature in OpenVINO, without TensorFlow, at float32 precision. All
+  of it runs on the CPU. A difference is measured against max(1, the largest
+  magnitude of that output): a float32 number has seven digits, so that logits
+  of several hundreds (which random images can give) can't agree to 1e-5. For
+  `class` it is how far the logit of the class chosen lies below the largest.
+
+  Args:
+    task: The task.
+    keras_model: The trained model.
+    directory: The SavedModel.
+    batches: The batch sizes.
+
+  Returns:
+    {'batches': [...], 'tensorflow': {...}, 'openvino': {...}}, each runtime
+    with 'runtime' (its name and version), 'tolerance', 'max_abs_difference'
+    and 'max_difference' (relative, as above) over all outputs and
+    'outputs' (the relative difference of each). Where the serving environment
+    is absent, openvino is {'not_run': reason}.
+
+  Raises:
+    ParityError: If a difference is beyond the tolerance (1e-5 for TensorFlow,
+      1e-4 for OpenVINO), or a runtime fails.
+  """
+  inputs = _inputs(task, batches)
+  expected = _expected(task, keras_model, inputs)
+  report = {'batches': list(batches)}
+  report['tensorflow'] = _check_runtime(
+    'fresh_process.py',
+    pathlib.Path(sys.executable),
+    directory,
+    inputs,
+    expected,
+    TENSORFLOW_TOLERANCE,
+  )
+  python = serving_python()
+  if not python.exists():
+    reason = f'serving environment missing: no {python.name} at '
+    reason += (
+      SERVING_PYTHON if SERVING_PYTHON in os.environ else '.venv-serving'
+    )
+    report['openvino'] = {'not_run': reason}
+    return report
+  default = f'{saved_model.SERVING}/'
+  report['openvino'] = _check_runtime(
+    'openvino_process.py',
+    python,
+    directory,
+    {k: v for k, v in inputs.items() if k.startswith(default)},
+    {k: v for k, v in expected.items() if k.startswith(default)},
+    OPENVINO_TOLERANCE,
+  )
+  return report
+
+
+def summary(report: Mapping[str, Any]) -> str:
+  """One line for people about a report of `check`."""
+  parts = []
+  for name in ('tensorflow', 'openvino'):
+    result = report[name]
+    if 'not_run' in result:
+      parts.append(f'{name} not run ({result["not_run"]})')
+    else:
+      parts.append(
+        f'{result["runtime"]} within {result["max_difference"]:.1e} '
+        f'(tolerance {result["tolerance"]:.0e})'
+      )
+  return 'parity with the trained model: ' + '; '.join(parts)
+
+
+def _inputs(task: task_lib.Task, batches: Sequence[int]) -> dict[str, Any]:
+  """Random images, the same in each call, keyed `<signature>/<batch>`."""
+  inputs = {}
+  for batch in batches:
+    rng = np.random.default_rng([_SEED, batch])
+    image = rng.integers(0, 256, [batch, *task.example_shape], np.uint8)
+    inputs[f'{saved_model.SERVING}/{batch}'] = image
+    floats = rng.random([batch, *task.example_shape], np.float32)
+    inputs[f'{saved_model.SERVING_FLOAT}/{batch}'] = floats
+  return inputs
+
+
+def _expected(
+  task: task_lib.Task, keras_model: tf.keras.Model, inputs: Arrays
+) -> dict[str, np.ndarray]:
+  expected = {}
+  # Accelerators round convolutions differently; the export is what is tested.
+  with tf.device('/CPU:0'):
+    for key, image in inputs.items():
+      outputs = saved_model.servable_outputs(
+        task, keras_model, tf.constant(image)
+      )
+      for name, value in outputs.items():
+        expected[f'{key}/{name}'] = value.numpy()
+  return expected
+
+
+def _check_runtime(
+  script: str,
+  python: pathlib.Path,
+  directory: atomic.Path,
+  inputs: Arrays,
+  expected: Arrays,
+  tolerance: float,
+) -> dict[str, Any]:
+  actual = _run(script, python, directory, inputs)
+  runtime = str(actual.pop('runtime'))
+  if missing := sorted(set(expected) - set(actual)):
+    raise ParityError(
+      f'{runtime} gives no {", ".join(missing)}; it gives '
+      f'{", ".join(sorted(actual))}'
+    )
+  absolute, relative = 0.0, {}
+  for key, value in expected.items():
+    difference, scale = _difference(key, value, actual[key], expected)
+    absolute = max(absolute, difference)
+    relative[key] = difference / scale
+  worst = max(relative, key=relative.get)
+  if not relative[worst] <= tolerance:
+    raise ParityError(
+      f'the exported model in {directory} differs from the trained one: '
+      f'{worst} in {runtime} is off by {relative[worst]:.3g}, beyond '
+      f'{tolerance:.0e}'
+    )
+  return {
+    'runtime': runtime,
+    'tolerance': tolerance,
+    'max_abs_difference': absolute,
+    'max_difference': relative[worst],
+    'outputs': relative,
+  }
+
+
+def _difference(
+  key: str, expected: np.ndarray, actual: np.ndarray, all_expected: Arrays
+) -> tuple[float, float]:
+  """The largest difference of one output, and its scale (at least 1)."""
+  if expected.shape != actual.shape or expected.dtype != actual.dtype:
+    raise ParityError(
+      f'{key} is {actual.dtype} of shape {actual.shape}; the trained model '
+      f'gives {expected.dtype} of shape {expected.shape}'
+    )
+  if key.endswith('/class'):
+    logits = all_expected[key.removesuffix('class') + 'logits']
+    chosen = np.take_along_axis(logits, actual[:, None], axis=-1)
+    expected, actual = logits.max(axis=-1, keepdims=True), chosen
+    scale = np.abs(logits).max()
+  else:
+    scale = np.abs(expected).max()
+  difference = np.abs(expected.astype(np.float64) - actual.astype(np.float64))
+  # A difference that is not a number must not pass for a small one.
+  worst = np.inf if np.isnan(difference).any() else float(difference.max())
+  return worst, max(1.0, float(scale))
+
+
+def _run(
+  script: str, python: pathlib.Path, directory: atomic.Path, inputs: Arrays
+) -> dict[str, np.ndarray]:
+  """Runs one of the scripts beside this file; gives the arrays it writes."""
+  environment = {
+    **os.environ,
+    'CUDA_VISIBLE_DEVICES': '-1',
+    'TF_CPP_MIN_LOG_LEVEL': '3',
+    'PYTHONPATH': '',
+  }
+  with tempfile.TemporaryDirectory() as folder:
+    given, results = (os.path.join(folder, n) for n in ('in.npz', 'out.npz'))
+    np.savez(given, **inputs)
+    command = [python, _SCRIPTS / script, directory, given, results]
+    try:
+      subprocess.run(
+        [os.fspath(part) for part in command],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=folder,
+        timeout=_TIMEOUT_SECONDS,
+      )
+    except subprocess.CalledProcessError as error:
+      raise ParityError(
+        f'{script} could not run {directory} with {python}: '
+        f'{error.stderr.strip()[-2000:]}'
+      ) from error
+    except subprocess.TimeoutExpired as error:
+      raise ParityError(
+        f'{script} did not end within {_TIMEOUT_SECONDS} s'
+      ) from error
+    with np.load(results) as outputs:
+      return {name: outputs[name] for name in outputs.files}

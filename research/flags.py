@@ -1,0 +1,300 @@
+"""Flag groups: each defines its flags once and returns what they describe.
+
+A binary makes the groups that it needs at import and calls `get()` in main().
+"""
+
+import dataclasses
+
+import tensorflow_federated as tff
+
+from datasets import load
+from research import flag_values
+from research.algorithms import optimizers, registry
+from research.runtime import stock
+from research.training import loop, sampling, schedules
+
+FLAGS = flag_values.FLAGS
+define = flag_values.define
+enum = flag_values.enum
+refuse_unused = flag_values.refuse_unused
+
+
+class DataFlags:
+  """Which federated data, and how it is split over clients."""
+
+  def __init__(self):
+    enum('dataset', None, load.DATASETS, "Data; the task's usual by default.")
+    text = "How examples go to clients; the dataset's own way by default."
+    enum('partition', None, load.PARTITIONS, text)
+    define('integer', 'num_clients', 100, 'Clients that a partition makes.')
+    define('integer', 'shards_per_client', 2, 'For --partition=shards.')
+    define('float', 'dirichlet_alpha', 0.5, 'For dirichlet; small is skewed.')
+    text = 'For power_law; 0 is equal sizes.'
+    define('float', 'power_law_exponent', 1.0, text)
+    text = 'For quantity_skew; small is skewed.'
+    define('float', 'quantity_skew_alpha', 0.5, text)
+    text = 'Training examples that are held out.'
+    define('integer', 'validation_examples', 0, text, lower_bound=0)
+    text = 'Hold out examples of all clients, or whole clients.'
+    enum('validation_by', 'examples', ['examples', 'clients'], text)
+    text = "Folder with your copy of the dataset's published files."
+    define('string', 'data_dir', None, text, free=True)
+    text = 'Folder of fetched data; ~/.cache/tff_research by default.'
+    define('string', 'cache_dir', None, text, free=True)
+    text = 'Own CSV, NPZ, Parquet or TFRecord file, for --dataset=file.'
+    define('string', 'data_file', None, text)
+    define('string', 'client_column', 'client_id', 'Its column of client ids.')
+    define('string', 'label_column', 'label', 'Its column of labels.')
+    text = 'Its column that says train, validation or test.'
+    define('string', 'split_column', None, text)
+    text = 'Share of each client that is test data, without a split column.'
+    define('float', 'test_fraction', 0.2, text)
+    text = 'Shape of its features, as 28,28,1.'
+    define('list', 'feature_shape', None, text)
+
+  def get(self, dataset: str, seed: int) -> load.LoadConfig:
+    """Returns the data's description.
+
+    Args:
+      dataset: Used if no flag names one.
+      seed: Decides the partition and what is held out.
+
+    Returns:
+      The configuration.
+
+    Raises:
+      flags.IllegalFlagValueError: If a flag is set that nothing uses.
+    """
+    fields = [field.name for field in dataclasses.fields(load.LoadConfig)]
+    given = {n: FLAGS[n].value for n in fields if n in FLAGS and n != 'seed'}
+    given['dataset'] = given['dataset'] or dataset
+    if given['feature_shape'] is not None:
+      given['feature_shape'] = tuple(int(n) for n in given['feature_shape'])
+    config = load.LoadConfig(**given, seed=seed)
+    how = load.resolve_partition(config)
+    used = {
+      'shards': ['shards_per_client'],
+      'dirichlet': ['dirichlet_alpha'],
+      'power_law': ['power_law_exponent'],
+      'quantity_skew': ['quantity_skew_alpha'],
+    }
+    mine = used.get(how, [])
+    others = [n for names in used.values() for n in names if n not in mine]
+    if how in load.NATURAL_PARTITIONS:
+      others.append('num_clients')
+    refuse_unused(others, f'by --partition={how}')
+    if config.dataset != 'file':
+      refuse_unused(
+        [n for n in fields if n.endswith('_column')]
+        + ['test_fraction', 'feature_shape'],
+        f'by --dataset={config.dataset}',
+      )
+    if not config.validation_examples:
+      refuse_unused(['validation_by'], 'without --validation_examples')
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """An optimizer and its learning rate by round."""
+
+  optimizer: tff.learning.optimizers.Optimizer
+  schedule: schedules.Schedule
+
+
+class OptimizerFlags:
+  """One optimizer; `prefix` is client or server."""
+
+  def __init__(self, prefix: str, learning_rate: float):
+    self._prefix = prefix
+    enum(
+      f'{prefix}_optimizer',
+      'sgd',
+      sorted(optimizers.OPTIMIZERS),
+      f'Optimizer of the {prefix}.',
+    )
+    rate = f'{prefix}_learning_rate'
+    define('float', rate, learning_rate, 'Its learning rate.', lower_bound=0.0)
+    for name in optimizers.HPARAMS:
+      users = ', '.join(
+        f'{key} {spec.hparams[name]}'
+        for key, spec in optimizers.OPTIMIZERS.items()
+        if name in spec.hparams
+      )
+      text = f'Defaults: {users}.'
+      define('float', f'{prefix}_{name}', None, text, lower_bound=0.0)
+    enum(
+      f'{rate}_schedule',
+      schedules.CONSTANT,
+      schedules.KINDS,
+      'Its learning rate by round.',
+    )
+    text = 'Rounds over which the schedule decays.'
+    define('integer', f'{rate}_decay_rounds', None, text, lower_bound=1)
+    text = 'Factor per decay_rounds (exponential).'
+    define('float', f'{rate}_decay_rate', None, text, lower_bound=0.0)
+    text = 'Rounds of linear warm-up.'
+    define('integer', f'{rate}_warmup_rounds', 0, text, lower_bound=0)
+
+  def get(self) -> OptimizerConfig:
+    """Builds the optimizer; raises if a flag is set that it does not use."""
+    prefix = self._prefix
+    name = FLAGS[f'{prefix}_optimizer'].value
+    used = optimizers.OPTIMIZERS[name].hparams
+    refuse_unused(
+      [f'{prefix}_{key}' for key in optimizers.HPARAMS if key not in used],
+      f'by --{prefix}_optimizer={name}',
+    )
+    values = {key: FLAGS[f'{prefix}_{key}'].value for key in used}
+    rate = f'{prefix}_learning_rate'
+    schedule = schedules.Schedule(
+      FLAGS[rate].value,
+      kind=FLAGS[f'{rate}_schedule'].value,
+      decay_rounds=FLAGS[f'{rate}_decay_rounds'].value,
+      decay_rate=FLAGS[f'{rate}_decay_rate'].value,
+      warmup_rounds=FLAGS[f'{rate}_warmup_rounds'].value,
+    )
+    given = {key: value for key, value in values.items() if value is not None}
+    optimizer = optimizers.build(name, schedule.learning_rate, given)
+    return OptimizerConfig(optimizer, schedule)
+
+
+class AlgorithmFlags:
+  """The federated algorithm with its two optimizers."""
+
+  def __init__(self):
+    enum(
+      'algorithm',
+      'fed_avg',
+      sorted(registry.ALGORITHMS),
+      'Federated algorithm; with a server optimizer fed_avg is FedOpt.',
+    )
+    enum(
+      'client_weighting',
+      'examples',
+      ['examples', 'uniform'],
+      "Weights of the clients' updates.",
+    )
+    self._client = OptimizerFlags('client', 0.1)
+    self._server = OptimizerFlags('server', 1.0)
+
+  def get(
+    self, loop_implementation: tff.learning.LoopImplementation
+  ) -> tuple[registry.Algorithm, registry.Settings, loop.Schedules]:
+    """Returns the algorithm, its settings, and its learning rates by round."""
+    name = FLAGS.algorithm
+    algorithm = registry.ALGORITHMS[name]
+    unused = set(algorithm.unused_flags)
+    if 'client_optimizer' in unused:
+      unused.update(
+        n for n in flag_values.names() if n.startswith('client_learning_rate')
+      )
+      unused.update(f'client_{key}' for key in optimizers.HPARAMS)
+    refuse_unused(sorted(unused), f'by --algorithm={name}')
+    client, server = self._client.get(), self._server.get()
+    weightings = {
+      'examples': tff.learning.ClientWeighting.NUM_EXAMPLES,
+      'uniform': tff.learning.ClientWeighting.UNIFORM,
+    }
+    settings = registry.Settings(
+      client_optimizer=client.optimizer,
+      server_optimizer=server.optimizer,
+      client_weighting=weightings[FLAGS.client_weighting],
+      loop_implementation=loop_implementation,
+    )
+    has_client_rate = 'client_optimizer' not in algorithm.unused_flags
+    return (
+      algorithm,
+      settings,
+      loop.Schedules(
+        client=client.schedule if has_client_rate else None,
+        server=server.schedule,
+      ),
+    )
+
+
+class TrainingFlags:
+  """Cohort, local work, rounds and seed."""
+
+  def __init__(self, total_rounds: int, client_batch_size: int):
+    for name, default, text, free in (
+      ('total_rounds', total_rounds, 'Rounds to train.', True),
+      ('clients_per_round', 10, 'Clients per round (expected, if poisson).', 0),
+      ('client_epochs_per_round', 1, 'Passes over its data per client.', False),
+      ('rounds_per_evaluation', 5, 'Rounds between evaluations.', False),
+      ('rounds_per_checkpoint', 1, 'Rounds between checkpoints.', True),
+      ('checkpoints_kept', 3, 'Newest checkpoints that are kept.', True),
+    ):
+      define('integer', name, default, text, lower_bound=1, free=bool(free))
+    text = 'Examples per local step; 0 is all of a client at once.'
+    define('integer', 'client_batch_size', client_batch_size, text)
+    text = 'Examples that a client uses at most per epoch.'
+    define('integer', 'max_examples_per_client', None, text, lower_bound=1)
+    text = 'Model init, partition, client sampling, shuffling and dropout.'
+    define('integer', 'seed', 0, text, lower_bound=0)
+    enum(
+      'client_sampling',
+      sampling.FIXED_SIZE,
+      [sampling.FIXED_SIZE, sampling.POISSON],
+      'Fixed-size draws without replacement, or each client independently.',
+    )
+
+  def get(self) -> loop.LoopConfig:
+    """Returns the loop's settings."""
+    fields = [field.name for field in dataclasses.fields(loop.LoopConfig)]
+    return loop.LoopConfig(**{name: FLAGS[name].value for name in fields})
+
+
+class RuntimeFlags:
+  """Where the computations run."""
+
+  def __init__(self):
+    enum(
+      'runtime',
+      'stock',
+      sorted(stock.RUNTIMES),
+      "stock is TFF's own C++ worker on the CPU.",
+      free=True,
+    )
+    text = 'Clients that the stock worker trains at once.'
+    name = 'max_concurrent_clients'
+    define('integer', name, 2, text, lower_bound=1, free=True)
+
+  def get(self) -> stock.StockRuntime:
+    """Returns the runtime, not yet started."""
+    return stock.RUNTIMES[FLAGS.runtime](FLAGS.max_concurrent_clients)
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputConfig:
+  """Where results go; the attributes are the flags of the same names."""
+
+  root_output_dir: str
+  experiment_name: str
+  trackers: list[str]
+  export: bool
+  dry_run: bool
+
+
+class OutputFlags:
+  """The run directory and trackers."""
+
+  def __init__(self, experiment_name: str):
+    for name, default, text in (
+      ('root_output_dir', 'runs', 'Folder of all runs.'),
+      ('experiment_name', experiment_name, 'Folder of this run inside it.'),
+      ('from_config', None, 'Take flags not given from this config.json.'),
+    ):
+      define('string', name, default, text, free=True)
+    text = 'Where curves go: tensorboard, wandb, mlflow (comma-separated).'
+    define('list', 'trackers', ['tensorboard'], text, free=True)
+    for name, default, text in (
+      ('export', True, 'Export a SavedModel at the end.'),
+      ('dry_run', False, 'Print estimated time, memory and data, and stop.'),
+    ):
+      define('boolean', name, default, text, free=True)
+
+  def get(self) -> OutputConfig:
+    """Returns the output's description."""
+    fields = [field.name for field in dataclasses.fields(OutputConfig)]
+    return OutputConfig(**{name: FLAGS[name].value for name in fields})

@@ -1,0 +1,66 @@
+"""What is learned: federated data, a model, a loss and metrics."""
+
+import collections
+import dataclasses
+from collections.abc import Callable
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from datasets import federated_data
+
+Batch = collections.OrderedDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A learning problem, independent of algorithm and runtime.
+
+  Attributes:
+    name: The value of `--task`.
+    data: The clients' examples.
+    kind: `classification` (logits against integer labels) or `reconstruction`
+      (the model's output against its input).
+    class_names: One name per class; empty for reconstruction.
+    build_keras_model: Makes a fresh model with seeded initial weights; its
+      output is logits, or the reconstruction.
+    build_loss: Makes the loss, a mean over the examples of a batch.
+    build_metrics: Makes the training metrics.
+    preprocess_features: Maps a raw batch of `x` to the model's float32 input;
+      graph operations only, since it is part of the exported model.
+    preprocess: Maps a raw batch with keys `x` and `y` to a model batch.
+    example_shape: Shape of one raw example.
+  """
+
+  name: str
+  data: federated_data.FederatedData
+  kind: str
+  class_names: tuple[str, ...]
+  build_keras_model: Callable[[], tf.keras.Model]
+  build_loss: Callable[[], tf.keras.losses.Loss]
+  build_metrics: Callable[[], list[tf.keras.metrics.Metric]]
+  preprocess_features: Callable[[tf.Tensor], tf.Tensor]
+  preprocess: Callable[[Batch], Batch]
+  example_shape: tuple[int, ...]
+
+  @property
+  def input_spec(self) -> Batch:
+    """Specs of a preprocessed batch; the batch dimension is unknown."""
+    raw = tf.nest.map_structure(
+      lambda spec: tf.TensorSpec([None, *spec.shape], spec.dtype),
+      self.data.train.element_spec,
+    )
+    concrete = tf.function(self.preprocess).get_concrete_function(raw)
+    return tf.nest.map_structure(
+      lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype),
+      concrete.structured_outputs,
+    )
+
+  def model_fn(self) -> tff.learning.models.VariableModel:
+    """Builds the model as TFF wants it: anew at each call."""
+    return tff.learning.models.from_keras_model(
+      self.build_keras_model(),
+      loss=self.build_loss(),
+      input_spec=self.input_spec,
+      metrics=self.build_metrics(),
+    )

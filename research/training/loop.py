@@ -1,0 +1,299 @@
+"""The training loop: sample, train, evaluate, record, checkpoint."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from datasets import federated_data
+from research.aggregators import rejection
+from research.runtime import stock
+from research.tasks import task as task_lib
+from research.training import checkpoint as checkpoint_lib
+from research.training import evaluation, fault_injection, sampling, schedules
+from research.training import metrics as metrics_lib
+from research.training import progress as progress_lib
+from research.training import trackers as trackers_lib
+
+# Keeps the draws of shuffling apart from those of clients with the same seed.
+_SHUFFLE_STREAM = 0x736875
+
+TIMING_COLUMNS = ('round', 'train_seconds', 'evaluation_seconds', 'seconds')
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+  """How long and on what a process trains; attributes are flags.
+
+  Attributes:
+    total_rounds: Rounds of the whole run, those before a resume included.
+    clients_per_round: Clients per round; their expected number under Poisson
+      sampling.
+    client_sampling: `fixed_size` or `poisson`.
+    client_epochs_per_round: Passes of a client over its examples per round.
+    client_batch_size: Examples per local step; 0 is all at once.
+    max_examples_per_client: Cap on a client's examples per epoch.
+    rounds_per_evaluation: Rounds between evaluations; the last round has one.
+    rounds_per_checkpoint: Rounds between checkpoints; the last round has one.
+    checkpoints_kept: Newest checkpoints that stay.
+    seed: What all randomness but privacy noise comes from.
+  """
+
+  total_rounds: int
+  clients_per_round: int
+  client_sampling: str
+  client_epochs_per_round: int
+  client_batch_size: int
+  max_examples_per_client: int | None
+  rounds_per_evaluation: int
+  rounds_per_checkpoint: int
+  checkpoints_kept: int
+  seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedules:
+  """Learning rates by round; `client` is None where clients take no steps."""
+
+  client: schedules.Schedule | None
+  server: schedules.Schedule
+
+  def items(self) -> list[tuple[str, schedules.Schedule]]:
+    """Pairs of a part of TFF's hyperparameters and its schedule."""
+    pairs = [('client_work', self.client), ('finalizer', self.server)]
+    return [(part, schedule) for part, schedule in pairs if schedule]
+
+
+def metric_names(task: task_lib.Task) -> tuple[str, ...]:
+  """The metrics of a task, as `evaluation.Evaluator` names them."""
+  return ('loss',) if task.kind == 'reconstruction' else ('loss', 'accuracy')
+
+
+def columns(task: task_lib.Task) -> tuple[str, ...]:
+  """The columns of metrics.csv."""
+  splits = ['train', 'validation', 'test']
+  if task.data.validation is None:
+    splits.remove('validation')
+  return (
+    'round',
+    *(f'{split}_{name}' for split in splits for name in metric_names(task)),
+    'clients',
+    'examples',
+    'empty_clients',
+    rejection.REJECTED,
+    'client_learning_rate',
+    'server_learning_rate',
+  )
+
+
+def client_batches(
+  config: LoopConfig,
+  split: federated_data.Split,
+  client_id: str,
+  round_num: int,
+) -> list:
+  """Index batches of a client in a round: a pure function of its arguments."""
+  return federated_data.client_batches(
+    split.num_examples[client_id],
+    batch_size=config.client_batch_size,
+    epochs=config.client_epochs_per_round,
+    seed=[
+      _SHUFFLE_STREAM,
+      config.seed,
+      round_num,
+      split.client_ids.index(client_id),
+    ],
+    max_examples=config.max_examples_per_client,
+  )
+
+
+class TrainingLoop:
+  """Trains a process round by round, from its newest checkpoint on."""
+
+  def __init__(
+    self,
+    config: LoopConfig,
+    task: task_lib.Task,
+    process: tff.learning.templates.LearningProcess,
+    schedule: Schedules,
+    runtime: stock.StockRuntime,
+    checkpoints: checkpoint_lib.CheckpointManager,
+  ):
+    """Prepares the loop; nothing runs yet.
+
+    Args:
+      config: Rounds, cohort and local work.
+      task: What is learned.
+      process: What learns it, prepared by the runtime.
+      schedule: Learning rates by round.
+      runtime: Turns clients into arguments of `process.next`.
+      checkpoints: Where states are kept.
+    """
+    self.config = config
+    self.task = task
+    self.process = process
+    self.evaluator = evaluation.Evaluator(task)
+    self._schedule = schedule
+    self.runtime = runtime
+    self._checkpoints = checkpoints
+    self._sampler = sampling.ClientSampler(
+      task.data.train.client_ids,
+      config.clients_per_round,
+      config.client_sampling,
+      config.seed,
+    )
+
+  def restore(self) -> tuple[int, Any]:
+    """Returns the newest good checkpoint's round and state, or 0 and a new one.
+
+    Raises:
+      ValueError: If the checkpoint is of another model or algorithm.
+    """
+    state = self.process.initialize()
+    saved = self._checkpoints.load_latest()
+    if saved is None:
+      return 0, state
+    shapes = [getattr(leaf, 'shape', None) for leaf in saved.leaves]
+    expected = [getattr(leaf, 'shape', None) for leaf in tf.nest.flatten(state)]
+    if shapes != expected:
+      raise ValueError(
+        f'The checkpoint of round {saved.round_num} has leaves of shapes '
+        f'{shapes}, but this model and algorithm have {expected}.'
+      )
+    return saved.round_num, tf.nest.pack_sequence_as(state, saved.leaves)
+
+  def run(
+    self,
+    start: tuple[int, Any],
+    metrics_csv: metrics_lib.MetricsCsv,
+    timing_csv: metrics_lib.MetricsCsv,
+    trackers: Sequence[trackers_lib.Tracker],
+    progress: progress_lib.Progress,
+  ) -> Any:
+    """Trains until `total_rounds`.
+
+    A row is on disk before the checkpoint of its round, so that a resume finds
+    every row up to the checkpoint.
+
+    Args:
+      start: What `restore` returned.
+      metrics_csv: Gets a row per round; rows after the start are dropped.
+      timing_csv: Gets the wall-clock figures.
+      trackers: Get the same values as the two files.
+      progress: Shown to the user.
+
+    Returns:
+      The final state.
+    """
+    done, state = start
+    metrics_csv.truncate_after(done)
+    timing_csv.truncate_after(done)
+    for round_num in range(done + 1, self.config.total_rounds + 1):
+      begin = time.monotonic()
+      state, row = self.train_round(state, round_num)
+      trained = time.monotonic()
+      if self._is_due(round_num, self.config.rounds_per_evaluation):
+        row.update(self.evaluate(state))
+      evaluated = time.monotonic()
+      fault_injection.reached('round')
+      metrics_csv.append(row)
+      if self._is_due(round_num, self.config.rounds_per_checkpoint):
+        self._checkpoints.save(round_num, tf.nest.flatten(state))
+      timing = {
+        'round': round_num,
+        'train_seconds': trained - begin,
+        'evaluation_seconds': evaluated - trained,
+        'seconds': time.monotonic() - begin,
+      }
+      timing_csv.append(timing)
+      for tracker in trackers:
+        tracker.write(round_num, {**row, **timing})
+      shown = {
+        name: row.get(f'train_{name}') for name in metric_names(self.task)
+      }
+      shown['test accuracy'] = row.get('test_accuracy')
+      speed = row['examples'] / max(trained - begin, 1e-9)
+      progress.update(round_num, shown, speed)
+    return state
+
+  def _is_due(self, round_num: int, period: int) -> bool:
+    return round_num % period == 0 or round_num == self.config.total_rounds
+
+  def train_round(self, state: Any, round_num: int) -> tuple[Any, dict]:
+    """Trains one round.
+
+    Clients without examples are not asked. A round without any client leaves
+    the state as it is. Rejected clients count as `rejected_clients`.
+
+    Args:
+      state: State of the process.
+      round_num: Counted from 1.
+
+    Returns:
+      The new state, and the round's row of metrics.csv.
+    """
+    split = self.task.data.train
+    cohort = self._sampler.sample(round_num)
+    filled = [client for client in cohort if split.num_examples[client] > 0]
+    row = {
+      'round': round_num,
+      'clients': len(cohort),
+      'empty_clients': len(cohort) - len(filled),
+      'examples': 0,
+      rejection.REJECTED: 0,
+    }
+    state = self._apply_schedule(state, round_num, row)
+    if not filled:
+      return state, row
+    output = self.process.next(
+      state, [self._client_argument(client, round_num) for client in filled]
+    )
+    row.update(self._train_metrics(output.metrics))
+    return output.state, row
+
+  def _client_argument(self, client_id: str, round_num: int):
+    split = self.task.data.train
+    batches = client_batches(self.config, split, client_id, round_num)
+    return self.runtime.client_data(split, client_id, batches)
+
+  def _apply_schedule(self, state: Any, round_num: int, row: dict) -> Any:
+    rates = {part: rule(round_num) for part, rule in self._schedule.items()}
+    row['client_learning_rate'] = rates.get('client_work')
+    row['server_learning_rate'] = rates['finalizer']
+    if all(rule.is_constant for _, rule in self._schedule.items()):
+      return state
+    hparams = self.process.get_hparams(state)
+    for part, rate in rates.items():
+      hparams[part]['learning_rate'] = rate
+    return self.process.set_hparams(state, hparams)
+
+  def _train_metrics(self, metrics: Mapping[str, Any]) -> dict:
+    train = metrics['client_work']['train']
+    row = {f'train_{name}': train[name] for name in metric_names(self.task)}
+    row['examples'] = train['num_examples']
+    row[rejection.REJECTED] = metrics['aggregator'][rejection.REJECTED]
+    return row
+
+  def evaluate(self, state: Any) -> dict[str, float]:
+    """Evaluates a state on validation and test data.
+
+    Args:
+      state: State of the process.
+
+    Returns:
+      `<split>_<metric>` to its mean over the split's examples.
+    """
+    self.evaluator.set_weights(self.process.get_model_weights(state))
+    splits = {
+      'validation': self.task.data.validation,
+      'test': self.task.data.test,
+    }
+    return {
+      f'{split_name}_{name}': value
+      for split_name, split in splits.items()
+      if split is not None
+      for name, value in self.evaluator.evaluate(split).items()
+    }
