@@ -16,6 +16,12 @@ ROUNDS ?= 10
 FLAGFILE ?= experiments/emnist.flags
 ARGS ?=
 
+# What test-data fetches; a name may carry a partition, as in mnist:writer.
+DATA ?= digits mnist
+
+# TensorFlow's start-up lines drown what a command has to say.
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
 python := .venv/bin/python
 .DEFAULT_GOAL := help
 .PHONY: help emnist test test-slow test-data lint format doctor lock \
@@ -37,8 +43,8 @@ test: env serving test-data ## Run the default tests (ARGS= for pytest).
 test-slow: env serving test-data ## Run the slow tests (ARGS= for pytest).
 	$(python) -m pytest -m slow $(ARGS)
 
-test-data: env ## Fetch the data that the tests read, once.
-	$(python) -m datasets.fetch digits mnist
+test-data: env ## Fetch the data that the tests read, once (DATA=).
+	$(python) -m datasets.fetch $(DATA)
 
 lint: env ## Check style and formatting.
 	$(python) -m ruff check .

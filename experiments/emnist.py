@@ -11,11 +11,11 @@ Paper runs are flag files, which go first:
 
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
 from datasets import load
 from models import emnist as models
-from research import experiment, flag_values
+from research import cli, experiment, flag_values
 from research import flags as flags_lib
 from research.tasks import emnist as tasks
 from research.tasks import task as task_lib
@@ -58,4 +58,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.run(main)

@@ -14,9 +14,9 @@ import json
 from collections.abc import Sequence
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from research import finished_run, flag_values
+from research import cli, finished_run, flag_values
 from research.training import atomic, evaluation
 
 _RUN_DIR = flags.DEFINE_string(
@@ -70,4 +70,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=flag_values.parse_with_run)
+  cli.run(main, flag_values.parse_with_run)

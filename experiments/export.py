@@ -1,14 +1,14 @@
 """Exports the newest checkpoint of a run as a SavedModel with a model card.
 
-  python -m experiments.export --run_dir=runs/emnist
+python -m experiments.export --run_dir=runs/emnist
 """
 
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
-from research import finished_run, flag_values
-from research.export import exporter
+from research import cli, finished_run, flag_values
+from research.export import exporter, parity
 
 _RUN_DIR = flags.DEFINE_string(
   'run_dir', None, 'The run directory.', required=True
@@ -23,10 +23,9 @@ def main(argv: Sequence[str]) -> None:
     report = exporter.export_run(
       run.directory, run.task, run.evaluator.model, run.config
     )
-  for name, value in report.items():
-    print(f'{name:<24}{value}')
-  print(f'{"model":<24}{run.directory.model}')
+  print(f'model of round {run.round_num}: {run.directory.model}')
+  print(parity.summary(report))
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=flag_values.parse_with_run)
+  cli.run(main, flag_values.parse_with_run)

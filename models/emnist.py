@@ -83,7 +83,7 @@ def build_functional(
     num_classes: The number of logits.
     seed: The seed of the initial weights and of dropout.
     loss_fn: The loss of a batch.
-    metrics: Makes the metrics, or None for none.
+    metrics: Makes the metrics beside loss, num_examples and num_batches.
     input_spec: Specs of a batch with keys x and y.
 
   Returns:

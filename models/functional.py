@@ -28,7 +28,8 @@ def from_keras(
     build_model: Makes the model with seeded initial weights, which become the
       initial weights of the functional model.
     loss_fn: The loss of a batch; labels and outputs in.
-    metrics: Makes the metrics, each with a name of its own; None for none.
+    metrics: Makes metrics with names of their own. `loss`, `num_examples` and
+      `num_batches` are always there, as in `from_keras_model` of TFF.
     input_spec: Specs of a batch with keys x and y.
 
   Returns:
@@ -38,16 +39,20 @@ def from_keras(
     StatefulModelError: If the model has variables that are not trained (as
       batch normalisation has) or layers that keep a random state.
     ValueError: If the model creates its weights in another order than it lists
-      them, or anew with other values; or, when the metrics are made, if two
-      have the same name.
+      them, or anew with other values; or if two metrics have the same name.
   """
+
+  def build_metrics():
+    return _with_defaults(metrics() if metrics else [], loss_fn)
+
+  build_metrics()
   keras_model = build_model()
   _check_stateless(keras_model)
   model = tff.learning.models.functional_model_from_keras(
     build_model,
     loss_fn=loss_fn,
     input_spec=input_spec,
-    metrics_constructor=metrics and (lambda: _by_name(metrics())),
+    metrics_constructor=build_metrics,
   )
   _check_order(keras_model, model)
   return model
@@ -93,11 +98,18 @@ def _check_order(
     )
 
 
-def _by_name(
-  metrics: Sequence[tf.keras.metrics.Metric],
+def _with_defaults(
+  metrics: Sequence[tf.keras.metrics.Metric], loss_fn: tf.keras.losses.Loss
 ) -> collections.OrderedDict[str, tf.keras.metrics.Metric]:
-  named = collections.OrderedDict((metric.name, metric) for metric in metrics)
-  if len(named) != len(metrics):
-    names = [metric.name for metric in metrics]
-    raise ValueError(f'two metrics have the same name: {", ".join(names)}')
+  """Adds what `tff.learning.models.from_keras_model` measures in any case."""
+  defaults = [
+    tf.keras.metrics.MeanMetricWrapper(loss_fn.call, name='loss'),
+    tff.learning.metrics.NumExamplesCounter(),
+    tff.learning.metrics.NumBatchesCounter(),
+  ]
+  everything = [*metrics, *defaults]
+  named = collections.OrderedDict((m.name, m) for m in everything)
+  if len(named) != len(everything):
+    names = ', '.join(metric.name for metric in everything)
+    raise ValueError(f'two metrics have the same name: {names}')
   return named

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+_MASK = 2**32 - 1
+
 
 def derive_seed(seed: int, name: str) -> int:
   """Derives the seed of one layer from the seed of the model.
@@ -29,10 +31,9 @@ class BatchSeededDropout(tf.keras.layers.Layer):
   """Dropout whose mask follows from its seed and the batch of examples.
 
   Called with `[hidden, examples]`; `examples` is the model's float32 input. The
-  mask is a counter-based random number keyed by the seed and a checksum of the
-  examples' bits, so that it differs between clients, rounds and batches (their
-  examples or the order of those differ) and is equal wherever the same batch
-  is trained on.
+  mask is a hash of the unit's position, the seed and a checksum of the
+  examples. So it differs between clients, rounds and batches (their examples
+  or the order of those differ), and is equal wherever the same batch is met.
 
   `tf.keras.layers.Dropout(seed=...)` can't be used in TFF: in the loop over a
   dataset that reduces, each client of each round meets the same sequence of
@@ -67,24 +68,48 @@ class BatchSeededDropout(tf.keras.layers.Layer):
     hidden, examples = inputs
     if not training:
       return tf.identity(hidden)
-    key = tf.stack([_checksum(examples), tf.constant(self.seed, tf.int64)])
-    # The algorithm is named because the automatic choice depends on the device.
-    uniform = tf.random.stateless_uniform(
-      tf.shape(hidden), key, dtype=hidden.dtype, alg='philox'
-    )
     scaled = hidden / (1 - self.rate)
-    return tf.where(uniform >= self.rate, scaled, tf.zeros_like(hidden))
+    kept = _random_bits(examples, self.seed, hidden) >= int(self.rate * 2**32)
+    return tf.where(kept, scaled, tf.zeros_like(hidden))
+
+
+def _random_bits(examples: tf.Tensor, seed: int, like: tf.Tensor) -> tf.Tensor:
+  """Gives each unit of `like` a number in [0, 2**32) as int64.
+
+  Made of integer arithmetic, which is exact everywhere: the random numbers of
+  TensorFlow's own stateless operations differ between XLA and its kernels.
+  """
+  key = _mix(tf.constant(seed, tf.int64)) + _checksum(examples)
+  low, high = key & _MASK, tf.bitwise.right_shift(key, 32) & _MASK
+  units = tf.range(tf.size(like, out_type=tf.int64))
+  return tf.reshape(
+    _mix((_mix((units + _mix(low)) & _MASK) + _mix(high)) & _MASK),
+    tf.shape(like),
+  )
 
 
 def _checksum(examples: tf.Tensor) -> tf.Tensor:
-  """Sums the bits of float32 numbers, weighted by position: a scalar int64.
+  """Sums the values of examples, weighted by position: a scalar int64.
 
-  Integer arithmetic is exact in any order of summation, so that every device
-  and runtime finds the same checksum.
+  Values count in steps of 1/1024, which tells the 256 levels of an image apart
+  and hides how a device rounds when it scales them.
   """
   flat = tf.reshape(tf.cast(examples, tf.float32), [-1])
-  bits = tf.cast(tf.bitcast(flat, tf.int32), tf.int64)
-  positions = tf.range(tf.size(bits, out_type=tf.int64))
-  # 4093 is prime: neighbours and rows get different weights.
-  weights = 1 + positions * 1597 % 4093
-  return tf.reduce_sum(bits * weights)
+  values = tf.cast(tf.round(flat * 1024), tf.int64)
+  positions = tf.range(tf.size(values, out_type=tf.int64))
+  return tf.reduce_sum(values * _mix(positions))
+
+
+def _mix(numbers: tf.Tensor) -> tf.Tensor:
+  """Hashes numbers in [0, 2**32), one to one, so that all bits look random.
+
+  The multipliers come from a search for little bias
+  (https://github.com/skeeto/hash-prospector, "two round functions"); they are
+  below 2**31, so that no product overflows int64.
+  """
+  for shift, multiplier in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
+    numbers = tf.bitwise.bitwise_xor(
+      numbers, tf.bitwise.right_shift(numbers, shift)
+    )
+    numbers = numbers * multiplier & _MASK
+  return tf.bitwise.bitwise_xor(numbers, tf.bitwise.right_shift(numbers, 15))

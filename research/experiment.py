@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow_federated as tff
-from absl import logging
+from absl import flags, logging
 
 from research import flag_values
 from research import flags as flags_lib
-from research.export import exporter
+from research.export import exporter, parity
 from research.runtime import stock
 from research.tasks import task as task_lib
 from research.training import checkpoint as checkpoint_lib
 from research.training import estimate as estimate_lib
-from research.training import interrupts, plots, run_directory
+from research.training import interrupts, plots, run_directory, sampling
 from research.training import loop as loop_lib
 from research.training import metrics as metrics_lib
 from research.training import progress as progress_lib
@@ -113,8 +113,12 @@ class Experiment:
     advice = f'The same command resumes the run in {run.path}.'
     lock = contextlib.nullcontext() if output.dry_run else run
     with interrupts.exit_tidily(advice), lock:
-      groups.algorithm.get(runtime.loop_implementation)
-      task = build_task()
+      try:
+        groups.algorithm.get(runtime.loop_implementation)
+        task = build_task()
+        sampler = groups.training.sampler(task.data.train.client_ids)
+      except ValueError as error:
+        raise flags.IllegalFlagValueError(str(error)) from error
       config = {
         'binary': binary,
         'flags': flag_values.values(),
@@ -125,7 +129,7 @@ class Experiment:
         'git_revision': git_revision(),
       }
       with runtime:
-        loop = _build_loop(task, runtime, groups, run)
+        loop = _build_loop(task, sampler, runtime, groups, run)
         yield cls(run, task, loop, output, config)
 
   def train(self) -> Any:
@@ -178,16 +182,19 @@ class Experiment:
     files.append(path)
     if self.task.kind == 'classification':
       path = self.run.plots / 'labels_per_client.png'
-      plots.label_histogram(data.train, data.num_classes, path)
+      plots.label_histogram(
+        data.train, data.num_classes, path, self.task.class_names
+      )
       files.append(path)
     return files
 
   def export(self, state: Any) -> None:
     """Exports the model of a state with its parity report and model card."""
     self.loop.evaluator.set_weights(self.loop.process.get_model_weights(state))
-    exporter.export_run(
+    report = exporter.export_run(
       self.run, self.task, self.loop.evaluator.model, self._config
     )
+    print(parity.summary(report))
 
   def finish(self, state: Any) -> None:
     """Draws, exports if the flag says so, and prints where everything is."""
@@ -229,6 +236,7 @@ def _first_start(saved: dict[str, Any]) -> dict[str, Any]:
 
 def _build_loop(
   task: task_lib.Task,
+  sampler: sampling.ClientSampler,
   runtime: stock.StockRuntime,
   groups: FlagGroups,
   run: run_directory.RunDirectory,
@@ -245,5 +253,5 @@ def _build_loop(
     run.checkpoints, config.checkpoints_kept
   )
   return loop_lib.TrainingLoop(
-    config, task, process, schedule, runtime, checkpoints
+    config, task, process, schedule, sampler, runtime, checkpoints
   )

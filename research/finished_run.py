@@ -59,9 +59,7 @@ def load(run_dir: str) -> FinishedRun:
   return FinishedRun(directory, config, task, evaluator, saved.round_num)
 
 
-def select_split(
-  task: task_lib.Task, name: str
-) -> federated_data.Split:
+def select_split(task: task_lib.Task, name: str) -> federated_data.Split:
   """Returns the clients that `--split` names.
 
   Args:

@@ -4,6 +4,7 @@ A binary makes the groups that it needs at import and calls `get()` in main().
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import tensorflow_federated as tff
 
@@ -243,6 +244,12 @@ class TrainingFlags:
     """Returns the loop's settings."""
     fields = [field.name for field in dataclasses.fields(loop.LoopConfig)]
     return loop.LoopConfig(**{name: FLAGS[name].value for name in fields})
+
+  def sampler(self, client_ids: Sequence[str]) -> sampling.ClientSampler:
+    """Returns what draws the cohorts from a population."""
+    return sampling.ClientSampler(
+      client_ids, FLAGS.clients_per_round, FLAGS.client_sampling, FLAGS.seed
+    )
 
 
 class RuntimeFlags:

@@ -30,12 +30,20 @@ def export_run(
     The parity report.
 
   Raises:
-    parity.ParityError: If the exported model differs from the trained one.
+    parity.ParityError: If the exported model differs from the trained one;
+      an earlier exported model then stays.
   """
-  saved_model.export(task, model, run.model)
-  report = parity.check(task, model, run.model)
-  model_card.write(run.path, _card(run, task, model, config, report))
-  return report
+  exported = saved_model.export(
+    task,
+    model,
+    run.model,
+    verify=lambda directory: parity.check(task, model, directory),
+  )
+  card = _card(run, task, model, config)
+  card['parity'] = exported.verification
+  card['signatures'] = exported.signatures
+  model_card.write(run.path, card)
+  return exported.verification
 
 
 def _card(
@@ -43,7 +51,6 @@ def _card(
   task: task_lib.Task,
   model: tf.keras.Model,
   config: Mapping[str, Any],
-  report: Mapping[str, Any],
 ) -> dict[str, Any]:
   rows = metrics_lib.read(pathlib.Path(run.metrics_csv))
   source = task.data.source
@@ -64,5 +71,4 @@ def _card(
     'metrics': rows[-1] if rows else {},
     'versions': config['versions'],
     'git_revision': config['git_revision'],
-    'parity': report,
   }

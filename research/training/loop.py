@@ -119,6 +119,7 @@ class TrainingLoop:
     task: task_lib.Task,
     process: tff.learning.templates.LearningProcess,
     schedule: Schedules,
+    sampler: sampling.ClientSampler,
     runtime: stock.StockRuntime,
     checkpoints: checkpoint_lib.CheckpointManager,
   ):
@@ -129,6 +130,7 @@ class TrainingLoop:
       task: What is learned.
       process: What learns it, prepared by the runtime.
       schedule: Learning rates by round.
+      sampler: Draws the cohorts.
       runtime: Turns clients into arguments of `process.next`.
       checkpoints: Where states are kept.
     """
@@ -139,12 +141,7 @@ class TrainingLoop:
     self._schedule = schedule
     self.runtime = runtime
     self._checkpoints = checkpoints
-    self._sampler = sampling.ClientSampler(
-      task.data.train.client_ids,
-      config.clients_per_round,
-      config.client_sampling,
-      config.seed,
-    )
+    self._sampler = sampler
 
   def restore(self) -> tuple[int, Any]:
     """Returns the newest good checkpoint's round and state, or 0 and a new one.
@@ -199,18 +196,18 @@ class TrainingLoop:
         row.update(self.evaluate(state))
       evaluated = time.monotonic()
       fault_injection.reached('round')
-      metrics_csv.append(row)
-      if self._is_due(round_num, self.config.rounds_per_checkpoint):
-        self._checkpoints.save(round_num, tf.nest.flatten(state))
       timing = {
         'round': round_num,
         'train_seconds': trained - begin,
         'evaluation_seconds': evaluated - trained,
-        'seconds': time.monotonic() - begin,
+        'seconds': evaluated - begin,
       }
+      metrics_csv.append(row)
       timing_csv.append(timing)
       for tracker in trackers:
         tracker.write(round_num, {**row, **timing})
+      if self._is_due(round_num, self.config.rounds_per_checkpoint):
+        self._checkpoints.save(round_num, tf.nest.flatten(state))
       shown = {
         name: row.get(f'train_{name}') for name in metric_names(self.task)
       }
@@ -272,9 +269,13 @@ class TrainingLoop:
 
   def _train_metrics(self, metrics: Mapping[str, Any]) -> dict:
     train = metrics['client_work']['train']
-    row = {f'train_{name}': train[name] for name in metric_names(self.task)}
-    row['examples'] = train['num_examples']
-    row[rejection.REJECTED] = metrics['aggregator'][rejection.REJECTED]
+    row = {
+      'examples': train['num_examples'],
+      rejection.REJECTED: metrics['aggregator'][rejection.REJECTED],
+    }
+    # Keras' mean over no examples is 0, which would look like a result.
+    if train['num_examples']:
+      row |= {f'train_{name}': train[name] for name in metric_names(self.task)}
     return row
 
   def evaluate(self, state: Any) -> dict[str, float]:

@@ -1,11 +1,16 @@
 """Tells the user how a run goes: a bar on a terminal, plain lines elsewhere."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
 import tqdm
+
+# Terminals in containers may report a size of 0 by 0, where tqdm shows nothing:
+# the height only has to hold the one bar, and _columns falls back to 80.
+_ROWS = 20
 
 
 class Progress:
@@ -38,7 +43,8 @@ class Progress:
         total=total_rounds,
         initial=first_round,
         file=self._stream,
-        dynamic_ncols=True,
+        ncols=_columns(),
+        nrows=_ROWS,
         bar_format='{percentage:3.0f}%|{bar}| {desc}',
         desc=f'round {first_round}/{total_rounds}',
       )
@@ -69,11 +75,14 @@ class Progress:
     if examples_per_second is not None:
       parts.append(f'{examples_per_second:.0f} examples/s')
     if round_num < self._total:
-      parts.append(f'{duration(self._seconds_left(round_num))} left')
+      left = f'{duration(self._seconds_left(round_num))} left'
+      # A bar is cut at the width of the terminal: the time left comes early.
+      parts.insert(len(parts) if self._bar is None else 1, left)
     text = ' '.join(parts)
     if self._bar is None:
       print(text, file=self._stream, flush=True)
     else:
+      self._bar.ncols = _columns()
       self._bar.set_description_str(text, refresh=False)
       self._bar.update(round_num - self._bar.n)
 
@@ -100,6 +109,10 @@ class Progress:
       since, before = self._one_done
     seconds = (now - since) / max(round_num - before, 1)
     return seconds * (self._total - round_num)
+
+
+def _columns() -> int:
+  return shutil.get_terminal_size().columns
 
 
 def duration(seconds: float) -> str:

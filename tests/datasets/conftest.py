@@ -56,7 +56,9 @@ class LoopbackServer:
         pass
 
     self.server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    self.thread = threading.Thread(target=self.server.serve_forever)
+    self.thread = threading.Thread(
+      target=self.server.serve_forever, args=(0.01,)
+    )
     self.thread.start()
 
   def url(self, name: str) -> str:

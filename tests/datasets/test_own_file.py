@@ -206,7 +206,9 @@ def test_bad_npz(tmp_path):
   _expect_error(file, 'row 4 (from 0)', "column 'x'")
   np.savez(file, client_id=CLIENTS, label=LABELS, x=x, z=x)
   _expect_error(file, 'row 4 (from 0)')
-  np.savez(file, client_id=CLIENTS, label=LABELS, x=np.zeros(10), z=x * 0)
+  np.savez(
+    file, client_id=CLIENTS, label=LABELS, x=np.zeros(10), z=np.ones((10, 2))
+  )
   _expect_error(file, "column 'z'", 'beside other')
   objects = np.asarray([{}] * 10)
   np.savez(file, client_id=CLIENTS, label=LABELS, x=objects)

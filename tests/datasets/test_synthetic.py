@@ -31,9 +31,9 @@ def test_form_of_the_real_set(name):
     assert list(pooled) == ['x', 'y']
     assert pooled['x'].shape[1:] == shape and pooled['x'].dtype == dtype
     assert pooled['y'].dtype == np.int32
-    assert 0 <= pooled['y'].min() and pooled['y'].max() < classes
+    assert pooled['y'].min() >= 0 and pooled['y'].max() < classes
   top = 1.0 if dtype == np.float32 else 255
-  assert pooled['x'].min() >= 0 and top * 0.9 < pooled['x'].max() <= top
+  assert pooled['x'].min() >= 0 and top * 0.75 < pooled['x'].max() <= top
 
 
 @pytest.mark.parametrize('name', SHAPES)

@@ -45,10 +45,46 @@ def test_mask_is_different_for_another_batch_order_or_seed():
     assert abs(agreement - (0.75**2 + 0.25**2)) < 0.02
 
 
+def test_vectorized_over_clients_it_is_the_same():
+  batches = tf.stack([examples(0), examples(1)])
+  layer = layers.BatchSeededDropout(0.25, 1)
+  outputs = tf.vectorized_map(
+    lambda b: layer([ONES, b], training=True),
+    batches,
+    fallback_to_while_loop=False,
+  )
+  for output, batch in zip(outputs, batches, strict=True):
+    np.testing.assert_array_equal(output, drop(batch))
+
+
+def test_rounding_of_the_device_does_not_matter():
+  levels = np.arange(256, dtype=np.float32).reshape(1, 16, 16, 1)
+  batch = levels / np.float32(255)
+  first = layers._checksum(batch)
+  for other in (
+    levels * np.float32(1 / 255),
+    np.nextafter(batch, np.float32(2)),
+    np.nextafter(batch, np.float32(-1)),
+  ):
+    assert layers._checksum(other) == first
+
+
+def test_bits_of_the_hash_are_fair_and_independent():
+  bits = layers._random_bits(examples(0), 1, tf.zeros([2**16])).numpy()
+  assert bits.min() >= 0 and bits.max() < 2**32
+  binary = (bits[:, None] >> np.arange(32)) & 1
+  # Five standard deviations of 65,536 fair coins.
+  assert np.abs(binary.mean(axis=0) - 0.5).max() < 5 * 0.5 / 2**8
+  correlation = np.corrcoef(np.concatenate([binary[1:], binary[:-1]], 1).T)
+  assert np.abs(correlation - np.eye(64)).max() < 5 / 2**8
+  quarters = np.histogram(bits / 2**32, 64, (0, 1))[0]
+  assert np.sum((quarters - 1024) ** 2 / 1024) < 63 + 5 * (2 * 63) ** 0.5
+
+
 def test_one_pixel_changes_the_mask():
   batch = examples(0).numpy()
   changed = batch.copy()
-  changed[7, 3, 4, 0] = np.nextafter(changed[7, 3, 4, 0], np.float32(1))
+  changed[7, 3, 4, 0] += 1 / 255
   assert np.mean((drop(batch) > 0) != (drop(changed) > 0)) > 0.3
 
 

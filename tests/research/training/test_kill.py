@@ -88,7 +88,12 @@ folder = os.path.dirname(training.__file__)
 base = pathlib.Path(sys.argv[1], 'base')
 work = pathlib.Path(sys.argv[1], 'work')
 rounds = int(sys.argv[2])
+os.fsync = lambda descriptor: None  # Only a power cut would tell.
 toy_run.run(base, 2)
+# What an earlier kill left: a whole row too many, a torn one, half a directory.
+with open(base / 'toy/metrics.csv', 'ab') as file:
+  file.write(b'3,1.5,x\\n4,0.2')
+(base / 'toy/checkpoints/.round_000003.tmp-1').mkdir()
 expected = pathlib.Path(sys.argv[1], 'expected')
 toy_run.run(expected, rounds)
 expected = toy_run.content(expected)

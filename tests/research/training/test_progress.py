@@ -1,6 +1,11 @@
 """The plain line, the bar, and the arithmetic of the time left."""
 
+import contextlib
 import io
+import os
+import pty
+import sys
+from unittest import mock
 
 import pytest
 
@@ -52,7 +57,8 @@ def test_last_round_has_no_time_left():
   assert stream.getvalue() == 'round 3/3 loss 1\n'
 
 
-def test_bar_on_a_terminal():
+def test_bar_on_a_terminal(monkeypatch):
+  monkeypatch.setenv('COLUMNS', '80')
   clock, stream = _Clock(), _Terminal()
   with progress.Progress(4, 2, stream, clock) as shown:
     clock.now += 5
@@ -62,11 +68,33 @@ def test_bar_on_a_terminal():
     shown.update(4, {'loss': 0.125}, 10.0)
 
   text = stream.getvalue()
+  assert 'round 3/4 5s left loss 0.25 10 examples/s' in text
   assert '\n' not in text.split('a line')[0]
   assert 'a line\n' in text
   last = text.rstrip('\n').split('\r')[-1]
   assert last.startswith('100%|')
   assert last.rstrip().endswith('round 4/4 loss 0.125 10 examples/s')
+
+
+def test_bar_on_a_terminal_of_unknown_size(monkeypatch):
+  monkeypatch.delenv('COLUMNS', raising=False)
+  master, slave = pty.openpty()
+  with (
+    os.fdopen(slave, 'w') as stream,
+    mock.patch.object(sys, 'stderr', stream),
+    mock.patch.object(sys, '__stdout__', stream),
+  ):
+    assert os.get_terminal_size(slave).columns == 0
+    with progress.Progress(4) as shown:
+      shown.update(4, {'loss': 0.25}, 10.0)
+  text = b''
+  # Linux ends the reading of a terminal that was closed with an error.
+  with contextlib.suppress(OSError):
+    while chunk := os.read(master, 10_000):
+      text += chunk
+  os.close(master)
+  text = text.decode()
+  assert 'round 4/4 loss 0.25 10 examples/s' in text
 
 
 @pytest.mark.parametrize(

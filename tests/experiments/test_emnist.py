@@ -1,0 +1,195 @@
+"""experiments/emnist.py from the command line, on synthetic data."""
+
+import json
+
+import numpy as np
+import pytest
+
+from research.training import metrics
+from tests.experiments import binary
+
+ARTEFACTS = (
+  'config.json',
+  'metrics.csv',
+  'timing.csv',
+  'model_card.json',
+  'model_card.md',
+  'model/saved_model.pb',
+  'plots/accuracy.png',
+  'plots/loss.png',
+  'plots/examples_per_client.png',
+  'plots/labels_per_client.png',
+)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """A finished run: its root directory and what the binary printed."""
+  root = tmp_path_factory.mktemp('runs')
+  result = binary.run(
+    'emnist',
+    *binary.TINY,
+    '--validation_examples=40',
+    '--client_momentum=0.5',
+    '--client_optimizer=momentum',
+    f'--root_output_dir={root}',
+    '--experiment_name=first',
+  )
+  assert result.returncode == 0, result.stderr
+  return root, result
+
+
+def test_a_run_leaves_everything_that_it_promises(finished):
+  root, result = finished
+  for name in ARTEFACTS:
+    assert (root / 'first' / name).is_file(), name
+  assert list((root / 'first' / 'tensorboard').glob('events.*'))
+  assert 'test_accuracy' in result.stdout
+  assert str(root / 'first' / 'model') in result.stdout
+  lines = [line for line in result.stderr.splitlines() if line]
+  assert [line.split()[:2] for line in lines] == [
+    ['round', f'{i}/4'] for i in (1, 2, 3, 4)
+  ]
+
+
+def test_metrics_have_a_row_per_round_and_evaluations_when_due(finished):
+  rows = metrics.read(finished[0] / 'first' / 'metrics.csv')
+  assert [row['round'] for row in rows] == [1, 2, 3, 4]
+  evaluated = [row['test_accuracy'] is not None for row in rows]
+  assert evaluated == [False, True, False, True]
+  assert [row['validation_loss'] is not None for row in rows] == evaluated
+  assert all(row['clients'] == 3 and row['examples'] > 0 for row in rows)
+  assert rows[-1]['test_loss'] < rows[1]['test_loss']
+
+
+def test_config_alone_recreates_the_run(finished):
+  root = finished[0]
+  result = binary.run(
+    'emnist',
+    f'--from_config={root}/first/config.json',
+    '--experiment_name=second',
+    '--noexport',
+  )
+  assert result.returncode == 0, result.stderr
+  files = [root / name / 'metrics.csv' for name in ('first', 'second')]
+  assert files[0].read_bytes() == files[1].read_bytes()
+  states = [
+    root / name / 'checkpoints/round_000004/state.npz'
+    for name in ('first', 'second')
+  ]
+  assert states[0].read_bytes() == states[1].read_bytes()
+
+
+def test_other_flags_are_refused_in_the_same_directory(finished):
+  root = finished[0]
+  before = (root / 'first' / 'metrics.csv').read_bytes()
+  result = binary.run(
+    'emnist',
+    f'--from_config={root}/first/config.json',
+    '--client_learning_rate=0.3',
+    '--total_rounds=9',
+  )
+  assert result.returncode == 2
+  assert '--client_learning_rate: was 0.1, now 0.3' in result.stderr
+  assert 'Traceback' not in result.stderr
+  assert (root / 'first' / 'metrics.csv').read_bytes() == before
+
+
+def test_evaluate_and_export_work_on_the_finished_run(finished, tmp_path):
+  run = finished[0] / 'first'
+  output = tmp_path / 'summary.json'
+  result = binary.run('evaluate', f'--run_dir={run}', f'--output={output}')
+  assert result.returncode == 0, result.stderr
+  summary = json.loads(output.read_text())
+  last = metrics.read(run / 'metrics.csv')[-1]
+  assert summary['accuracy']['mean'] == last['test_accuracy']
+  assert summary['loss']['mean'] == last['test_loss']
+  values = list(summary['accuracy'].values())[1:]
+  assert values == sorted(values)
+  (run / 'model_card.md').unlink()
+  result = binary.run('export', f'--run_dir={run}')
+  assert result.returncode == 0, result.stderr
+  assert (run / 'model_card.md').is_file()
+
+
+def test_evaluate_takes_own_data(finished, tmp_path):
+  rng = np.random.default_rng(0)
+  path = tmp_path / 'own.npz'
+  np.savez(
+    path,
+    x=rng.integers(0, 255, [30, 8, 8, 1]).astype(np.uint8),
+    label=np.arange(30) % 10,
+    client_id=np.arange(30) % 3,
+  )
+  result = binary.run(
+    'evaluate',
+    f'--run_dir={finished[0] / "first"}',
+    '--dataset=file',
+    f'--data_file={path}',
+    '--validation_examples=0',
+    '--split=train',
+  )
+  assert result.returncode == 0, result.stderr
+  assert '3 clients' in result.stdout
+
+
+def test_dry_run_estimates_and_leaves_nothing(tmp_path):
+  result = binary.run(
+    'emnist', *binary.TINY, '--dry_run', f'--root_output_dir={tmp_path}/runs'
+  )
+  assert result.returncode == 0, result.stderr
+  for word in ('data', 'parameters', 'local steps', 's per round', 'GB'):
+    assert word in result.stdout
+  assert not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.parametrize(
+  'flags, message',
+  [
+    (['--client_momentum=0.9'], '--client_momentum is not used by'),
+    (['--algorithm=fed_sgd', '--client_learning_rate=1'], 'is not used by'),
+    (['--dirichlet_alpha=2'], 'is not used by --partition='),
+    (['--clients_per_round=500'], 'give a number from 1 to'),
+    (['--task=autoencoder'], '--model=logistic_regression does not fit'),
+    (['--task=character_recognition'], 'needs 62 classes'),
+    (['--client_learning_rate_schedule=cosine'], 'needs decay_rounds'),
+    (['--from_config=/nowhere.json'], 'is not the config.json of a run'),
+    (['stray'], 'Only flags are expected'),
+  ],
+)
+def test_mistakes_end_in_one_line(flags, message, tmp_path):
+  result = binary.run(
+    'emnist', *binary.TINY, f'--root_output_dir={tmp_path}/runs', *flags
+  )
+  assert result.returncode == 2
+  assert message in result.stderr
+  assert 'Traceback' not in result.stderr
+  assert not (tmp_path / 'runs/emnist/metrics.csv').exists()
+
+
+@pytest.mark.parametrize(
+  'flags',
+  [
+    ('--algorithm=fed_sgd', '--client_sampling=poisson'),
+    ('--server_optimizer=adam', '--client_weighting=uniform'),
+    ('--server_optimizer=yogi', '--server_learning_rate_schedule=cosine')
+    + ('--server_learning_rate_decay_rounds=4', '--partition=dirichlet'),
+    ('--task=autoencoder', '--model=autoencoder', '--total_rounds=2')
+    + ('--dataset=synthetic_emnist_characters',),
+  ],
+)
+def test_other_algorithms_and_tasks_run(flags, tmp_path):
+  result = binary.run(
+    'emnist',
+    *binary.TINY,
+    f'--root_output_dir={tmp_path}',
+    '--noexport',
+    *flags,
+  )
+  assert result.returncode == 0, result.stderr
+
+
+def test_helpshort_lists_the_flags_with_their_help():
+  result = binary.run('emnist', '--helpshort')
+  assert '--clients_per_round' in result.stdout
+  assert '(a positive integer)' in result.stdout

@@ -1,0 +1,120 @@
+"""Runs that are killed at chosen points end with the bits of one that is not."""
+
+import os
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+
+from research.training import fault_injection
+from tests.experiments import binary
+
+
+def is_alive(pid: int) -> bool:
+  """Whether a process runs; one that is only waiting to be reaped does not."""
+  try:
+    return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+  except psutil.NoSuchProcess:
+    return False
+
+
+def contents(directory):
+  """The files of a run that are promised to be the same."""
+  return {
+    name: (directory / name).read_bytes()
+    for name in ('metrics.csv', 'checkpoints/round_000004/state.npz')
+  }
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  root = tmp_path_factory.mktemp('whole')
+  result = binary.run('emnist', *binary.TINY, f'--root_output_dir={root}')
+  assert result.returncode == 0, result.stderr
+  return root / 'emnist'
+
+
+@pytest.mark.parametrize(
+  'point',
+  [
+    'round:3',
+    'checkpoint_write:2',
+    'checkpoint_rename:3',
+    # Rows of metrics.csv and timing.csv alternate: this is round 2's first.
+    'metrics_row:3',
+    'export:1',
+  ],
+)
+def test_a_killed_and_resumed_run_equals_a_whole_one(point, whole, tmp_path):
+  flags = (*binary.TINY, f'--root_output_dir={tmp_path}')
+  killed = binary.run('emnist', *flags, **{fault_injection.VARIABLE: point})
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
+  resumed = binary.run('emnist', *flags)
+  assert resumed.returncode == 0, resumed.stderr
+  assert 'Resuming' in resumed.stdout
+  assert contents(tmp_path / 'emnist') == contents(whole)
+  assert (tmp_path / 'emnist' / 'model' / 'saved_model.pb').is_file()
+  leftovers = [p for p in (tmp_path / 'emnist').rglob('*') if '.tmp-' in p.name]
+  assert not leftovers
+
+
+def start_long_run(root):
+  """Starts a run that would last, and waits for its worker and a round."""
+  process = subprocess.Popen(
+    binary.command(
+      'emnist',
+      *binary.TINY,
+      '--total_rounds=100000',
+      '--noexport',
+      f'--root_output_dir={root}',
+    ),
+    cwd=binary.ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  while 'round 2/' not in process.stderr.readline():
+    assert process.poll() is None
+  children = psutil.Process(process.pid).children(recursive=True)
+  workers = [
+    c.pid for c in children if 'worker_binary' in ' '.join(c.cmdline())
+  ]
+  assert len(workers) == 1
+  return process, workers[0]
+
+
+@pytest.mark.parametrize(
+  'number, exit_code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_signal_ends_run_and_worker_and_says_how_to_resume(
+  number, exit_code, tmp_path
+):
+  process, worker = start_long_run(tmp_path)
+  process.send_signal(number)
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == exit_code
+  assert 'The same command resumes the run' in errors
+  assert not is_alive(worker)
+
+
+def test_a_killed_run_takes_its_worker_with_it(tmp_path):
+  process, worker = start_long_run(tmp_path)
+  os.kill(process.pid, signal.SIGKILL)
+  process.communicate(timeout=60)
+  deadline = time.monotonic() + 10
+  while is_alive(worker) and time.monotonic() < deadline:
+    time.sleep(0.1)
+  assert not is_alive(worker)
+
+
+def test_a_second_process_is_refused(tmp_path):
+  process, _ = start_long_run(tmp_path)
+  try:
+    second = binary.run('emnist', *binary.TINY, f'--root_output_dir={tmp_path}')
+    assert second.returncode == 2
+    assert f'process with pid {process.pid}' in second.stderr
+  finally:
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)

@@ -1,0 +1,112 @@
+"""The model card says what the run knows, and its example runs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from research.export import model_card, saved_model
+
+
+@pytest.fixture
+def info():
+  return {
+    'name': 'my_run',
+    'task': 'digit_recognition',
+    'parameters': np.int64(199_210),
+    'data': {
+      'name': 'digits',
+      'title': 'Handwritten digits',
+      'licence': 'CC BY 4.0',
+      'citation': 'Alpaydin & Kaynak (1998)\n| UCI',
+      'url': 'https://archive.ics.uci.edu/dataset/80',
+      'sha256': '0' * 64,
+    },
+    'flags': {'clients_per_round': 10, 'model': None},
+    'metrics': {'accuracy': np.float32(0.5), 'loss': float('nan')},
+    'versions': {'tensorflow': '2.14.1'},
+    'parity': {
+      'batches': [1, 32],
+      'tensorflow': {
+        'runtime': 'TensorFlow 2.14.1',
+        'tolerance': 1e-5,
+        'max_difference': 2.4e-7,
+      },
+      'openvino': {'not_run': 'serving environment missing'},
+    },
+  }
+
+
+def read(directory):
+  card = json.loads((directory / 'model_card.json').read_text())
+  return card, (directory / 'model_card.md').read_text()
+
+
+def test_everything_is_in_both_files(info, tmp_path):
+  model_card.write(tmp_path, info)
+  card, text = read(tmp_path)
+  assert card['parameters'] == 199_210
+  assert card['flags'] == {'clients_per_round': 10, 'model': None}
+  assert card['metrics'] == {'accuracy': 0.5, 'loss': 'nan'}
+  assert card['data'] == info['data']
+  assert card['parity'] == info['parity']
+  for line in (
+    '# Model card: my_run',
+    '| parameters | 199210 |',
+    '| licence | CC BY 4.0 |',
+    '| citation | Alpaydin & Kaynak (1998) \\| UCI |',
+    '| --clients_per_round | 10 |',
+    '| accuracy | 0.5 |',
+    '| tensorflow | 2.14.1 |',
+    'Parity with the trained model: TensorFlow 2.14.1 within 2.4e-07 '
+    '(tolerance 1e-05); openvino not run (serving environment missing).',
+  ):
+    assert line in text.splitlines()
+
+
+def test_privacy_is_always_stated(info, tmp_path):
+  model_card.write(tmp_path, info)
+  card, text = read(tmp_path)
+  assert card['privacy'] == 'none: no differential privacy'
+  assert '| privacy | none: no differential privacy |' in text
+  model_card.write(tmp_path, {**info, 'privacy': 'epsilon 2 at delta 1e-5'})
+  card, text = read(tmp_path)
+  assert card['privacy'] == 'epsilon 2 at delta 1e-5'
+  assert 'none: no' not in text
+
+
+@pytest.mark.parametrize('key', model_card._REQUIRED)
+def test_what_is_absent_is_named(info, tmp_path, key):
+  del info[key]
+  with pytest.raises(ValueError, match=f'lacks {key}'):
+    model_card.write(tmp_path, info)
+  assert not list(tmp_path.iterdir())
+
+
+def test_absent_licence_is_named(info, tmp_path):
+  del info['data']['licence']
+  with pytest.raises(ValueError, match=r'lacks data\.licence'):
+    model_card.write(tmp_path, info)
+
+
+def test_example_of_the_card_runs(info, task, model, tmp_path):
+  exported = saved_model.export(task, model, tmp_path / 'model')
+  model_card.write(tmp_path, {**info, 'signatures': exported.signatures})
+  _, text = read(tmp_path)
+  assert (
+    '| serving_default | inputs | image | uint8 | [None, 8, 8, 1] |' in text
+  )
+  example = text.split('```python\n')[1].split('```')[0]
+  assert len(example.splitlines()) == 5
+  output = subprocess.run(
+    [sys.executable, '-c', example],
+    check=True,
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+    env={**os.environ, 'PYTHONPATH': ''},
+  ).stdout
+  assert "'class': <tf.Tensor: shape=(1,), dtype=int64" in output

@@ -1,0 +1,225 @@
+"""The training loop on three weights, in TFF's own runtime."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from research.algorithms import fed_avg, fed_sgd, optimizers
+from research.training import (
+  checkpoint,
+  loop,
+  metrics,
+  progress,
+  sampling,
+  schedules,
+)
+from tests import toy
+
+CONFIG = loop.LoopConfig(
+  total_rounds=4,
+  clients_per_round=2,
+  client_sampling=sampling.FIXED_SIZE,
+  client_epochs_per_round=2,
+  client_batch_size=3,
+  max_examples_per_client=None,
+  rounds_per_evaluation=2,
+  rounds_per_checkpoint=1,
+  checkpoints_kept=2,
+  seed=5,
+)
+NAN = (np.full([4, 3], np.nan), np.zeros(4))
+EMPTY = (np.zeros([0, 3]), np.zeros(0))
+
+
+def make_loop(
+  runtime,
+  directory,
+  clients,
+  *,
+  config=CONFIG,
+  server=('momentum', 1.0),
+  algorithm='fed_avg',
+  schedule=None,
+  weighting=tff.learning.ClientWeighting.NUM_EXAMPLES,
+):
+  task = toy.linear_task(clients)
+  server_optimizer = optimizers.build(*server, {})
+  if algorithm == 'fed_avg':
+    process = fed_avg.build(
+      task.model_fn,
+      client_optimizer=optimizers.build('sgd', 0.05, {}),
+      server_optimizer=server_optimizer,
+      client_weighting=weighting,
+      loop_implementation=runtime.loop_implementation,
+    )
+  else:
+    process = fed_sgd.build(
+      task.model_fn,
+      server_optimizer=server_optimizer,
+      loop_implementation=runtime.loop_implementation,
+    )
+  return loop.TrainingLoop(
+    config,
+    task,
+    runtime.prepare(process, task),
+    schedule
+    or loop.Schedules(schedules.Schedule(0.05), schedules.Schedule(server[1])),
+    sampling.ClientSampler(
+      task.data.train.client_ids,
+      config.clients_per_round,
+      config.client_sampling,
+      config.seed,
+    ),
+    runtime,
+    checkpoint.CheckpointManager(directory / 'checkpoints', 2),
+  )
+
+
+def run(training_loop, directory):
+  files = [
+    metrics.MetricsCsv(
+      directory / 'metrics.csv', loop.columns(training_loop.task)
+    ),
+    metrics.MetricsCsv(directory / 'timing.csv', loop.TIMING_COLUMNS),
+  ]
+  shown = progress.Progress(training_loop.config.total_rounds, 0, io.StringIO())
+  return training_loop.run(training_loop.restore(), *files, [], shown)
+
+
+def bits(state):
+  return [np.asarray(leaf).tobytes() for leaf in tf.nest.flatten(state)]
+
+
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
+  stock_runtime, tmp_path
+):
+  clients = toy.random_clients()
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  for directory in (whole, parts):
+    directory.mkdir()
+  expected = run(make_loop(stock_runtime, whole, clients), whole)
+  # Rounds 3 and on are cut off after an evaluation, as a kill would.
+  first = dataclasses.replace(CONFIG, total_rounds=2)
+  run(make_loop(stock_runtime, parts, clients, config=first), parts)
+  resumed = run(make_loop(stock_runtime, parts, clients), parts)
+  assert bits(resumed) == bits(expected)
+  read = [(d / 'metrics.csv').read_bytes() for d in (whole, parts)]
+  assert read[0] == read[1]
+
+
+def test_empty_clients_are_not_asked_and_change_nothing(
+  stock_runtime, tmp_path
+):
+  clients = toy.random_clients((5,))
+  config = dataclasses.replace(CONFIG, clients_per_round=1)
+  alone = make_loop(stock_runtime, tmp_path, clients, config=config)
+  expected, _ = alone.train_round(alone.process.initialize(), 1)
+  config = dataclasses.replace(CONFIG, clients_per_round=3)
+  mixed = make_loop(
+    stock_runtime,
+    tmp_path,
+    {**clients, 'empty': EMPTY, 'empty too': EMPTY},
+    config=config,
+    weighting=tff.learning.ClientWeighting.UNIFORM,
+  )
+  state, row = mixed.train_round(mixed.process.initialize(), 1)
+  assert bits(state) == bits(expected)
+  assert (row['clients'], row['empty_clients'], row['examples']) == (3, 2, 10)
+
+
+@pytest.mark.parametrize('algorithm', ['fed_avg', 'fed_sgd'])
+def test_non_finite_clients_are_rejected_and_counted(
+  stock_runtime, tmp_path, algorithm
+):
+  clients = toy.random_clients((5,))
+  kwargs = {'algorithm': algorithm}
+  config = dataclasses.replace(CONFIG, clients_per_round=1)
+  alone = make_loop(stock_runtime, tmp_path, clients, config=config, **kwargs)
+  expected, expected_row = alone.train_round(alone.process.initialize(), 1)
+  config = dataclasses.replace(CONFIG, clients_per_round=2)
+  clients = {**clients, 'broken': NAN}
+  mixed = make_loop(stock_runtime, tmp_path, clients, config=config, **kwargs)
+  state, row = mixed.train_round(mixed.process.initialize(), 1)
+  assert bits(state) == bits(expected)
+  assert row['rejected_clients'] == 1
+  assert expected_row['rejected_clients'] == 0
+  assert row['train_loss'] == expected_row['train_loss']
+  assert row['examples'] == expected_row['examples']
+
+
+@pytest.mark.parametrize(
+  'clients', [{'a': NAN, 'b': NAN}, {'a': EMPTY, 'b': EMPTY}]
+)
+def test_a_round_without_any_good_client_leaves_the_state(
+  stock_runtime, tmp_path, clients
+):
+  training_loop = make_loop(stock_runtime, tmp_path, clients)
+  good = make_loop(stock_runtime, tmp_path, toy.random_clients())
+  # A state whose server momentum is not zero would move on a zero update.
+  state, _ = good.train_round(good.process.initialize(), 1)
+  after, row = training_loop.train_round(state, 2)
+  assert bits(after) == bits(state)
+  assert row['examples'] == 0
+  assert 'train_loss' not in row
+
+
+def test_an_empty_poisson_cohort_leaves_the_state(stock_runtime, tmp_path):
+  config = dataclasses.replace(
+    CONFIG, clients_per_round=1, client_sampling=sampling.POISSON
+  )
+  training_loop = make_loop(
+    stock_runtime, tmp_path, toy.random_clients((3,) * 4), config=config
+  )
+  sampler = sampling.ClientSampler(
+    training_loop.task.data.train.client_ids, 1, sampling.POISSON, CONFIG.seed
+  )
+  empty = next(r for r in range(1, 100) if not sampler.sample(r))
+  state = training_loop.process.initialize()
+  after, row = training_loop.train_round(state, empty)
+  assert bits(after) == bits(state)
+  assert (row['clients'], row['examples']) == (0, 0)
+
+
+def test_learning_rate_schedules_reach_clients_and_server(
+  stock_runtime, tmp_path
+):
+  clients = toy.random_clients((6,))
+  config = dataclasses.replace(CONFIG, clients_per_round=1, client_batch_size=0)
+  config = dataclasses.replace(config, client_epochs_per_round=1)
+  schedule = loop.Schedules(
+    schedules.Schedule(0.1, 'exponential', decay_rounds=1, decay_rate=0.5),
+    schedules.Schedule(1.0, 'inverse_sqrt', decay_rounds=1),
+  )
+  training_loop = make_loop(
+    stock_runtime,
+    tmp_path,
+    clients,
+    config=config,
+    schedule=schedule,
+    server=('sgd', 1.0),
+  )
+  state = training_loop.process.initialize()
+  (x, y) = clients['client_0']
+  weights = np.array([0.5, -1.0, 2.0])
+  for round_num in (1, 2, 3):
+    state, row = training_loop.train_round(state, round_num)
+    client_rate = 0.1 * 0.5 ** (round_num - 1)
+    server_rate = 1 / np.sqrt(round_num)
+    assert row['client_learning_rate'] == pytest.approx(client_rate)
+    assert row['server_learning_rate'] == pytest.approx(server_rate)
+    gradient = 2 * x.T @ (x @ weights - y) / len(y)
+    weights = weights - server_rate * client_rate * gradient
+  trained = state.global_model_weights.trainable[0][:, 0]
+  np.testing.assert_allclose(trained, weights, atol=1e-6)
+
+
+def test_a_checkpoint_of_another_model_is_refused(stock_runtime, tmp_path):
+  manager = checkpoint.CheckpointManager(tmp_path / 'checkpoints')
+  manager.save(1, [np.zeros([2, 1], np.float32)])
+  training_loop = make_loop(stock_runtime, tmp_path, toy.random_clients())
+  with pytest.raises(ValueError, match='leaves of shapes'):
+    training_loop.restore()

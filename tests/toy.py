@@ -1,0 +1,83 @@
+"""Tasks so small that their training can be followed by hand."""
+
+import collections
+
+import numpy as np
+import tensorflow as tf
+
+from datasets import federated_data
+from research.tasks import task as task_lib
+
+SOURCE = federated_data.Source('toy', 'none', 'none', 'none')
+
+
+def regression_data(
+  clients: dict[str, tuple[np.ndarray, np.ndarray]],
+) -> federated_data.FederatedData:
+  """Federated data of float32 features [n, 3] and targets [n]."""
+  split = federated_data.Split.from_client_arrays(
+    {
+      name: {'x': np.asarray(x, np.float32), 'y': np.asarray(y, np.float32)}
+      for name, (x, y) in clients.items()
+    }
+  )
+  return federated_data.FederatedData(
+    name='toy',
+    partition='natural',
+    train=split,
+    validation=None,
+    test=split,
+    num_classes=0,
+    class_names=(),
+    source=SOURCE,
+    content_sha256='0' * 64,
+  )
+
+
+def linear_task(
+  clients: dict[str, tuple[np.ndarray, np.ndarray]],
+  initial_weights=(0.5, -1.0, 2.0),
+) -> task_lib.Task:
+  """y = w . x with three weights and mean squared error."""
+
+  def build_keras_model():
+    return tf.keras.Sequential(
+      [
+        tf.keras.Input((3,)),
+        tf.keras.layers.Dense(
+          1,
+          use_bias=False,
+          kernel_initializer=tf.keras.initializers.Constant(
+            np.reshape(initial_weights, [3, 1])
+          ),
+        ),
+      ]
+    )
+
+  return task_lib.Task(
+    name='toy',
+    data=regression_data(clients),
+    kind='reconstruction',
+    class_names=(),
+    build_keras_model=build_keras_model,
+    build_loss=tf.keras.losses.MeanSquaredError,
+    build_metrics=list,
+    preprocess_features=lambda x: x,
+    preprocess=lambda batch: collections.OrderedDict(
+      x=batch['x'], y=batch['y'][:, tf.newaxis]
+    ),
+    example_shape=(3,),
+  )
+
+
+def random_clients(
+  sizes=(7, 4, 12), seed: int = 0
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Clients with their own optima, of the given sizes."""
+  rng = np.random.default_rng(seed)
+  clients = {}
+  for index, size in enumerate(sizes):
+    x = rng.normal(size=(size, 3)).astype(np.float32)
+    optimum = rng.normal(size=3)
+    clients[f'client_{index}'] = (x, (x @ optimum).astype(np.float32))
+  return clients
