@@ -120,7 +120,10 @@ def test_cached_arrays_are_built_once_and_mended(tmp_path):
     got = download.cached_arrays(path, build, digest)
     np.testing.assert_array_equal(got['a'], arrays['a'])
     assert path.read_bytes() == whole
-  assert len(builds) == 4
+  np.savez(path, a=arrays['a'] + 1, b=arrays['b'])
+  got = download.cached_arrays(path, build, digest)
+  np.testing.assert_array_equal(got['a'], arrays['a'])
+  assert len(builds) == 5
 
 
 def test_cached_arrays_refuses_other_data(tmp_path):

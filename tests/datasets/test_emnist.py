@@ -150,6 +150,25 @@ def test_promised_but_missing_examples_are_noticed(server, tmp_path):
     _load()
 
 
+def test_structural_damage_is_noticed(server, emnist_file):
+  data = bytearray(emnist_file.read_bytes())
+  connection = emnist.sqlite3.connect(emnist_file)
+  root, page_size = connection.execute(
+    'SELECT rootpage, (SELECT page_size FROM pragma_page_size) '
+    "FROM sqlite_master WHERE name = 'client_metadata'"
+  ).fetchone()
+  connection.close()
+  # A leaf page's first cell is its length and row id: 1 becomes 127, which
+  # no query minds but which is out of order.
+  page = (root - 1) * page_size
+  cell = page + int.from_bytes(data[page + 8 : page + 10], 'big')
+  assert data[page] == 13 and data[cell + 1] == 1
+  data[cell + 1] = 127
+  server.content = lzma.compress(bytes(data), format=lzma.FORMAT_ALONE)
+  with pytest.raises(download.DownloadError, match='is damaged: .*127'):
+    _load()
+
+
 def test_data_dir_packed_or_not_fetches_nothing(
   server, emnist_file, emnist_lzma, tmp_path
 ):

@@ -1,4 +1,4 @@
-"""Runs that are killed at chosen points end with the bits of one that is not."""
+"""Killed runs, resumed, end with the bits of a run that was never killed."""
 
 import os
 import signal

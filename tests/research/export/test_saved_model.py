@@ -121,10 +121,11 @@ def test_saved_model_cli_shows_and_runs_it(exported, model, tmp_path):
   for output in ('class', 'logits', 'probabilities'):
     assert f"outputs['{output}']" in shown
 
+  np.save(tmp_path / 'image.npy', np.full([2, 8, 8, 1], 255, np.uint8))
   run(
     [*CLI, 'run', '--dir', exported.directory]
     + ['--tag_set', 'serve', '--signature_def', 'serving_default']
-    + ['--input_exprs', 'image=np.full([2,8,8,1],255,np.uint8)']
+    + ['--inputs', f'image={tmp_path / "image.npy"}']
     + ['--outdir', tmp_path / 'out']
   )
   logits = np.load(tmp_path / 'out' / 'logits.npy')

@@ -1,0 +1,138 @@
+"""Does memory stay flat over many rounds?
+
+Trains a tiny model for 1,000 rounds in this process and its worker, and prints
+how much their resident memory grew after a warm-up:
+
+  python -m experiments.benchmark.memory
+"""
+
+import gc
+import io
+import json
+import pathlib
+import tempfile
+from collections.abc import Sequence
+
+import numpy as np
+import psutil
+import tensorflow_federated as tff
+from absl import flags
+
+from datasets import load
+from research import cli, flag_values
+from research.algorithms import fed_avg, optimizers
+from research.runtime import stock
+from research.tasks import emnist
+from research.training import (
+  checkpoint,
+  loop,
+  metrics,
+  progress,
+  sampling,
+  schedules,
+)
+
+_ROUNDS = flags.DEFINE_integer('rounds', 1000, 'Rounds after the warm-up.')
+_WARM_UP = flags.DEFINE_integer('warm_up', 100, 'Rounds before the first look.')
+_EVERY = flags.DEFINE_integer('every', 50, 'Rounds between looks.')
+
+
+def resident_bytes() -> dict[str, int]:
+  """Resident memory of this process and of TFF's worker."""
+  process = psutil.Process()
+  children = process.children(recursive=True)
+  return {
+    'python': process.memory_info().rss,
+    'worker': sum(child.memory_info().rss for child in children),
+  }
+
+
+def make_loop(runtime, directory: str) -> loop.TrainingLoop:
+  """A loop whose rounds take milliseconds."""
+  data = load.load(load.LoadConfig(dataset='synthetic_digits'))
+  task = emnist.build('digit_recognition', data, 'logistic_regression')
+  process = fed_avg.build(
+    task.model_fn,
+    client_optimizer=optimizers.build('sgd', 0.1, {}),
+    server_optimizer=optimizers.build('sgd', 1.0, {}),
+    client_weighting=tff.learning.ClientWeighting.NUM_EXAMPLES,
+    loop_implementation=runtime.loop_implementation,
+  )
+  config = loop.LoopConfig(
+    total_rounds=_WARM_UP.value + _ROUNDS.value,
+    clients_per_round=3,
+    client_sampling=sampling.FIXED_SIZE,
+    client_epochs_per_round=1,
+    client_batch_size=10,
+    max_examples_per_client=None,
+    rounds_per_evaluation=10,
+    rounds_per_checkpoint=1,
+    checkpoints_kept=3,
+    seed=0,
+  )
+  return loop.TrainingLoop(
+    config,
+    task,
+    runtime.prepare(process, task),
+    loop.Schedules(schedules.Schedule(0.1), schedules.Schedule(1.0)),
+    sampling.ClientSampler(data.train.client_ids, 3),
+    runtime,
+    checkpoint.CheckpointManager(pathlib.Path(directory) / 'checkpoints'),
+  )
+
+
+class Recorder:
+  """A tracker that looks at the memory now and then."""
+
+  def __init__(self):
+    self.rounds: list[int] = []
+    self.seen: dict[str, list[int]] = {'python': [], 'worker': []}
+
+  def write(self, round_num: int, unused_values) -> None:
+    if round_num < _WARM_UP.value or round_num % _EVERY.value:
+      return
+    gc.collect()
+    self.rounds.append(round_num)
+    for name, value in resident_bytes().items():
+      self.seen[name].append(value)
+    row = {k: round(v[-1] / 1e6, 1) for k, v in self.seen.items()}
+    print(f'round {round_num:>6}  ' + json.dumps(row), flush=True)
+
+  def close(self) -> None:
+    pass
+
+  def growth(self) -> dict[str, float]:
+    """Megabytes from the first look to the last, by process."""
+    return {k: (v[-1] - v[0]) / 1e6 for k, v in self.seen.items()}
+
+  def slope(self) -> float:
+    """Megabytes per 1,000 rounds of both, by least squares."""
+    total = np.sum(list(self.seen.values()), axis=0) / 1e6
+    return float(np.polyfit(self.rounds, total, 1)[0] * 1000)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prints the memory by round and its growth after the warm-up."""
+  flag_values.refuse_arguments(argv)
+  recorder = Recorder()
+  with (
+    tempfile.TemporaryDirectory() as directory,
+    stock.StockRuntime() as runtime,
+  ):
+    training_loop = make_loop(runtime, directory)
+    path = pathlib.Path(directory)
+    columns = loop.columns(training_loop.task)
+    training_loop.run(
+      training_loop.restore(),
+      metrics.MetricsCsv(path / 'metrics.csv', columns),
+      metrics.MetricsCsv(path / 'timing.csv', loop.TIMING_COLUMNS),
+      [recorder],
+      progress.Progress(_ROUNDS.value, 0, io.StringIO()),
+    )
+  for name, megabytes in recorder.growth().items():
+    print(f'{name} grew by {megabytes:.1f} MB')
+  print(f'{recorder.slope():.1f} MB per 1,000 rounds (least squares)')
+
+
+if __name__ == '__main__':
+  cli.run(main)

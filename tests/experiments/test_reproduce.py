@@ -1,0 +1,100 @@
+import pathlib
+
+import pandas as pd
+import pytest
+from absl import flags
+
+from experiments import reproduce
+from tests.experiments import binary
+
+TARGETS = sorted(
+  str(path.relative_to(reproduce.PAPERS).with_suffix(''))
+  for path in reproduce.PAPERS.rglob('*.flags')
+)
+
+
+def rows(*values):
+  return [
+    {'round': round_num, 'test_accuracy': value}
+    for round_num, value in enumerate(values, 1)
+  ]
+
+
+@pytest.mark.parametrize(
+  'values, expected',
+  [
+    # Between rounds 2 (0.8) and 3 (0.9) a third of the way.
+    ((0.5, 0.8, 0.9), 2 + 1 / 3),
+    # The dip does not count: the curve is made monotone first.
+    ((0.5, 0.8, 0.6, 0.9), 3 + 1 / 3),
+    ((0.5, None, 0.9), 1 + 2 * (5 / 6 - 0.5) / 0.4),
+    ((0.5, 5 / 6), 2),
+    ((0.5, 0.8), None),
+  ],
+)
+def test_crossing_is_interpolated_on_the_monotone_curve(values, expected):
+  crossing = reproduce.rounds_to_target(rows(*values), 'test_accuracy', 5 / 6)
+  assert crossing == (None if expected is None else pytest.approx(expected))
+
+
+@pytest.mark.parametrize('name', TARGETS)
+def test_every_flag_file_parses_and_names_its_paper(name):
+  target = reproduce.read_target(name)
+  assert target.paper and target.provenance
+  result = binary.run(
+    'emnist', f'--flagfile={target.flag_file}', '--only_check_args'
+  )
+  assert result.returncode == 0, result.stderr
+
+
+def test_an_unknown_target_lists_the_known_ones():
+  with pytest.raises(flags.IllegalFlagValueError, match=TARGETS[0]):
+    reproduce.read_target('nothing/here')
+
+
+def test_outcome_gives_mean_deviation_and_verdict():
+  target = reproduce.read_target('mcmahan2017/table2_mnist_cnn_iid')
+  row = reproduce.outcome(target, {0: 22.0, 1: 26.0, 2: 24.0})
+  assert (row['rounds_mean'], row['rounds_std']) == (24.0, 2.0)
+  assert row['within_tolerance']
+  assert not reproduce.outcome(target, {0: 29.0})['within_tolerance']
+  missed = reproduce.outcome(target, {0: 22.0, 1: None})
+  assert missed['rounds_mean'] is None
+  assert not missed['within_tolerance']
+
+
+def test_ledger_keeps_one_row_per_target(tmp_path):
+  path = tmp_path / 'results.csv'
+  reproduce.write_ledger(path, {'target': 'b', 'rounds_mean': 1.0})
+  reproduce.write_ledger(path, {'target': 'a', 'rounds_mean': 2.0})
+  reproduce.write_ledger(path, {'target': 'b', 'rounds_mean': 3.0})
+  table = pd.read_csv(path)
+  assert list(table['target']) == ['a', 'b']
+  assert list(table['rounds_mean']) == [2.0, 3.0]
+
+
+def test_the_command_runs_seeds_and_writes_the_ledger(tmp_path):
+  ledger = tmp_path / 'results.csv'
+  extra = [
+    f'--extra_flag={flag}'
+    for flag in (
+      '--dataset=synthetic_mnist',
+      '--model=logistic_regression',
+      '--clients_per_round=3',
+      '--client_epochs_per_round=1',
+      '--total_rounds=2',
+      '--noexport',
+    )
+  ]
+  result = binary.run(
+    'reproduce',
+    '--target=mcmahan2017/table2_mnist_cnn_iid',
+    '--seeds=0,1',
+    f'--root_output_dir={tmp_path}',
+    f'--ledger={ledger}',
+    *extra,
+  )
+  assert result.returncode == 0, result.stderr
+  (row,) = pd.read_csv(ledger).to_dict('records')
+  assert row['seeds'] == '0 1'
+  assert len(list(pathlib.Path(tmp_path).glob('*_seed*/metrics.csv'))) == 2
