@@ -1,0 +1,106 @@
+"""Every command and example of the README runs."""
+
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+TEXT = (ROOT / 'README.md').read_text()
+
+
+def commands() -> list[str]:
+  """The indented command lines, continued lines joined."""
+  joined = re.sub(r'\\\n\s+', '', TEXT)
+  return [
+    line.strip().partition('  #')[0].strip()
+    for line in joined.splitlines()
+    if re.match(r'    (make|\.venv/bin/python) ', line)
+  ]
+
+
+def starting_with(prefix: str) -> list[str]:
+  return [command for command in commands() if command.startswith(prefix)]
+
+
+TRAINING = starting_with(
+  '.venv/bin/python -m experiments.emnist'
+) + starting_with('.venv/bin/python -m experiments.evaluate')
+REPRODUCE = starting_with('.venv/bin/python -m experiments.reproduce')
+# `make test` is what runs this file.
+MAKE = [c for c in starting_with('make') if c != 'make test']
+
+
+def shell(command: str, cwd, timeout: float) -> subprocess.CompletedProcess:
+  words = shlex.split(command)
+  if words[0] == '.venv/bin/python':
+    words[0] = sys.executable
+  return subprocess.run(
+    words,
+    cwd=cwd,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=timeout,
+  )
+
+
+def test_every_command_is_run_by_a_test_below():
+  handled = [*TRAINING, *REPRODUCE, *MAKE, 'make test']
+  assert sorted(commands()) == sorted(handled)
+  assert len(TRAINING) >= 4 and REPRODUCE and MAKE
+
+
+def test_the_example_runs_and_learns(tmp_path):
+  (example,) = re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL)
+  assert len([line for line in example.splitlines() if line]) <= 30
+  path = tmp_path / 'example.py'
+  path.write_text(example)
+  result = shell(f'{sys.executable} {path}', tmp_path, 300)
+  assert result.returncode == 0, result.stderr
+  accuracy = [float(line.split()[1]) for line in result.stdout.splitlines()]
+  assert len(accuracy) == 5
+  assert accuracy[-1] > 0.8
+
+
+def test_the_training_commands_run_in_order(tmp_path):
+  rng = np.random.default_rng(0)
+  table = pd.DataFrame(rng.normal(size=[40, 3]), columns=['a', 'b', 'c'])
+  table['user'] = [f'u{i % 4}' for i in range(40)]
+  table['label'] = np.arange(40) % 3
+  table.to_csv(tmp_path / 'mine.csv', index=False)
+  for number, command in enumerate(TRAINING):
+    if 'mine.csv' in command:
+      command += ' --experiment_name=mine --total_rounds=2'
+    result = shell(command, tmp_path, 300)
+    assert result.returncode == 0, (number, command, result.stderr)
+
+
+def test_reproduce_starts(tmp_path):
+  for command in REPRODUCE:
+    command += f' --ledger={tmp_path}/results.csv' + ''.join(
+      f' --extra_flag={flag}'
+      for flag in (
+        '--dataset=synthetic_mnist',
+        '--model=logistic_regression',
+        '--total_rounds=1',
+        '--noexport',
+      )
+    )
+    result = shell(command, tmp_path, 500)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('command', MAKE)
+def test_the_make_commands_run(command, tmp_path):
+  result = shell(f'{command} ARGS=--root_output_dir={tmp_path}', ROOT, 1200)
+  assert result.returncode == 0, result.stderr
+  (run,) = [p for p in tmp_path.iterdir() if p.is_dir()]
+  assert (run / 'model' / 'saved_model.pb').is_file()
