@@ -252,8 +252,8 @@ class Package:
         *('--require-hashes', '-r', requirements),
       ]
     if self.manager == 'npm':
-      retries = ['--fetch-retries=1', '--fetch-retry-mintimeout=1000']
-      return ['npm', 'pack', *retries, f'{self.name}@{self.version}']
+      options = ['--fetch-retries=1', '--fetch-retry-mintimeout=1000']
+      return ['npm', 'pack', *options, f'{self.name}@{self.version}']
     return ['apt-get', 'download', f'{self.name}={self.version}']
 
 
@@ -290,6 +290,8 @@ def package_archive(
     archives = list(pathlib.Path(temporary).iterdir())
     if done.returncode or len(archives) != 1:
       said = (done.stderr or done.stdout).strip().splitlines()
+      # npm's last line says where its log is, not what happened.
+      said = [line for line in said if ' log ' not in line.lower()]
       raise DownloadError(f'{label}: {said[-1] if said else "no archive came"}')
     if package.sha256 and file_hash(archives[0]) != package.sha256:
       raise DownloadError(

@@ -105,7 +105,8 @@ def check_database(path: pathlib.Path) -> None:
   """
   damage = _query(path, 'PRAGMA quick_check(1)')[0][0]
   if damage != 'ok':
-    raise federated_data.DataError(f'{path} is damaged: {damage}')
+    reason = ' '.join(damage.split())
+    raise federated_data.DataError(f'{path} is damaged: {reason}')
   check_counts(path)
   stored = dict(
     _query(

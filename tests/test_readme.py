@@ -82,6 +82,7 @@ def test_the_training_commands_run_in_order(tmp_path):
     assert result.returncode == 0, (number, command, result.stderr)
 
 
+@pytest.mark.slow
 def test_reproduce_starts(tmp_path):
   for command in REPRODUCE:
     command += f' --ledger={tmp_path}/results.csv' + ''.join(

@@ -162,7 +162,10 @@ def test_package_archive_is_checked_and_removed(tmp_path, monkeypatch):
 
 def test_failed_package_command_is_quoted(tmp_path, monkeypatch):
   _fake_command(
-    tmp_path, monkeypatch, 'npm', 'echo first >&2; echo no network >&2; exit 1'
+    tmp_path,
+    monkeypatch,
+    'npm',
+    'echo first >&2; echo no network >&2; echo a log is here >&2; exit 1',
   )
   package = download.Package('npm', 'some-data', '1.0', '00')
   with (

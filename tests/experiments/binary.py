@@ -1,9 +1,14 @@
 """Runs a binary as a user would, in a process of its own."""
 
+import contextlib
+import importlib
 import os
 import pathlib
 import subprocess
 import sys
+
+from absl import flags
+from absl.testing import flagsaver
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -37,3 +42,15 @@ def run(module: str, *flags: str, **variables: str):
     text=True,
     timeout=300,
   )
+
+
+@contextlib.contextmanager
+def parsed(module: str, *arguments: str):
+  """Parses flags in this process, and yields the binary's module.
+
+  Seconds faster than `run`: for what ends before a runtime starts.
+  """
+  imported = importlib.import_module(f'experiments.{module}')
+  with flagsaver.flagsaver():
+    rest = flags.FLAGS([module, *arguments])
+    yield imported, rest

@@ -41,10 +41,14 @@ def test_crossing_is_interpolated_on_the_monotone_curve(values, expected):
 def test_every_flag_file_parses_and_names_its_paper(name):
   target = reproduce.read_target(name)
   assert target.paper and target.provenance
-  result = binary.run(
-    'emnist', f'--flagfile={target.flag_file}', '--only_check_args'
-  )
-  assert result.returncode == 0, result.stderr
+  with binary.parsed('emnist', f'--flagfile={target.flag_file}'):
+    assert flags.FLAGS.client_learning_rate > 0
+
+
+def test_the_flag_file_of_make_emnist_parses():
+  path = binary.ROOT / 'experiments' / 'emnist.flags'
+  with binary.parsed('emnist', f'--flagfile={path}'):
+    assert flags.FLAGS.model == 'mcmahan_cnn'
 
 
 def test_an_unknown_target_lists_the_known_ones():

@@ -100,6 +100,7 @@ def round_of(model, shape, loop):
   return history
 
 
+@pytest.mark.usefixtures('stock_runtime')
 @pytest.mark.parametrize('name', ['mcmahan_2nn', 'reddi_cnn'])
 def test_one_round_is_that_of_the_variable_model(name):
   """Also with dropout, whichever way TFF loops over a client's batches."""

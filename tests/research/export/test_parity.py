@@ -92,15 +92,6 @@ def test_weights_that_are_no_numbers_are_found(
     parity.check(task, model, exported.directory, batches=[1])
 
 
-def test_a_directory_that_is_no_model_says_so(
-  task, model, tmp_path, no_openvino
-):
-  with pytest.raises(
-    parity.ParityError, match='fresh_process.py could not run'
-  ):
-    parity.check(task, model, tmp_path / 'absent', batches=[1])
-
-
 def test_a_broken_serving_environment_is_an_error(
   this_process, task, model, directory, monkeypatch, tmp_path
 ):
