@@ -104,6 +104,11 @@ class Experiment:
 
     Yields:
       The experiment.
+
+    Raises:
+      flags.IllegalFlagValueError: If flags do not fit together or to the data.
+      run_directory.ResumeError: If the directory has a run with other flags.
+      run_directory.RunLockedError: If another process writes there.
     """
     output = groups.output.get()
     runtime = groups.runtime.get()
@@ -128,6 +133,8 @@ class Experiment:
         'versions': versions(),
         'git_revision': git_revision(),
       }
+      if not output.dry_run:
+        config = _continued(run, config)
       with runtime:
         loop = _build_loop(task, sampler, runtime, groups, run)
         yield cls(run, task, loop, output, config)
@@ -137,18 +144,9 @@ class Experiment:
 
     Returns:
       The final state.
-
-    Raises:
-      run_directory.ResumeError: If the directory has a run with other flags.
     """
-    saved = self.run.read_config()
     done, state = self.loop.restore()
-    if saved is None:
-      self.run.write_config(self._config)
-    else:
-      free = flag_values.free_names()
-      run_directory.check_resume(saved, self._config, free, done)
-      self.run.write_config({**self._config, **_first_start(saved)})
+    self.run.write_config(self._config)
     total = self.loop.config.total_rounds
     if done:
       print(f'Resuming {self.run.path} after round {done} of {total}.')
@@ -225,13 +223,23 @@ class Experiment:
     return '\n'.join(estimate_lib.estimate(self.loop, rounds).lines())
 
 
-def _first_start(saved: dict[str, Any]) -> dict[str, Any]:
-  """What a resumed run keeps from its first start."""
-  return {
-    name: saved[name]
-    for name in ('versions', 'git_revision', 'device')
-    if name in saved
-  }
+def _continued(
+  run: run_directory.RunDirectory, config: dict[str, Any]
+) -> dict[str, Any]:
+  """Checks that `config` continues what is in the directory, if anything.
+
+  Returns:
+    `config` with the versions and revision of the run's first start.
+  """
+  saved = run.read_config()
+  if saved is None:
+    return config
+  done = max(
+    checkpoint_lib.CheckpointManager(run.checkpoints).rounds(), default=0
+  )
+  run_directory.check_resume(saved, config, flag_values.free_names(), done)
+  first = ('versions', 'git_revision', 'device')
+  return config | {name: saved[name] for name in first if name in saved}
 
 
 def _build_loop(
