@@ -155,8 +155,8 @@ def quantity_skew(
   Returns:
     Indices by client.
   """
-  _check_clients(labels, num_clients)
   _check_positive('alpha', alpha)
+  _check_clients(labels, num_clients)
   rng = _rng(seed)
   weights = rng.dirichlet(np.full(num_clients, alpha))
   sizes = apportion(len(labels), weights, minimum=1)

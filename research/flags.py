@@ -228,7 +228,9 @@ class TrainingFlags:
     ):
       define('integer', name, default, text, lower_bound=1, free=bool(free))
     text = 'Examples per local step; 0 is all of a client at once.'
-    define('integer', 'client_batch_size', client_batch_size, text)
+    define(
+      'integer', 'client_batch_size', client_batch_size, text, lower_bound=0
+    )
     text = 'Examples that a client uses at most per epoch.'
     define('integer', 'max_examples_per_client', None, text, lower_bound=1)
     text = 'Model init, partition, client sampling, shuffling and dropout.'

@@ -23,14 +23,8 @@ from research import cli, flag_values
 from research.algorithms import fed_avg, optimizers
 from research.runtime import stock
 from research.tasks import emnist
-from research.training import (
-  checkpoint,
-  loop,
-  metrics,
-  progress,
-  sampling,
-  schedules,
-)
+from research.training import checkpoint, metrics, progress, sampling, schedules
+from research.training import loop as loop_lib
 
 _ROUNDS = flags.DEFINE_integer('rounds', 1000, 'Rounds after the warm-up.')
 _WARM_UP = flags.DEFINE_integer('warm_up', 100, 'Rounds before the first look.')
@@ -47,7 +41,7 @@ def resident_bytes() -> dict[str, int]:
   }
 
 
-def make_loop(runtime, directory: str) -> loop.TrainingLoop:
+def make_loop(runtime, directory: str) -> loop_lib.TrainingLoop:
   """A loop whose rounds take milliseconds."""
   data = load.load(load.LoadConfig(dataset='synthetic_digits'))
   task = emnist.build('digit_recognition', data, 'logistic_regression')
@@ -58,23 +52,16 @@ def make_loop(runtime, directory: str) -> loop.TrainingLoop:
     client_weighting=tff.learning.ClientWeighting.NUM_EXAMPLES,
     loop_implementation=runtime.loop_implementation,
   )
-  config = loop.LoopConfig(
+  config = loop_lib.LoopConfig(
     total_rounds=_WARM_UP.value + _ROUNDS.value,
     clients_per_round=3,
-    client_sampling=sampling.FIXED_SIZE,
-    client_epochs_per_round=1,
-    client_batch_size=10,
-    max_examples_per_client=None,
     rounds_per_evaluation=10,
-    rounds_per_checkpoint=1,
-    checkpoints_kept=3,
-    seed=0,
   )
-  return loop.TrainingLoop(
+  return loop_lib.TrainingLoop(
     config,
     task,
     runtime.prepare(process, task),
-    loop.Schedules(schedules.Schedule(0.1), schedules.Schedule(1.0)),
+    loop_lib.Schedules(schedules.Schedule(0.1), schedules.Schedule(1.0)),
     sampling.ClientSampler(data.train.client_ids, 3),
     runtime,
     checkpoint.CheckpointManager(pathlib.Path(directory) / 'checkpoints'),
@@ -121,11 +108,11 @@ def main(argv: Sequence[str]) -> None:
   ):
     training_loop = make_loop(runtime, directory)
     path = pathlib.Path(directory)
-    columns = loop.columns(training_loop.task)
+    columns = loop_lib.columns(training_loop.task)
     training_loop.run(
       training_loop.restore(),
       metrics.MetricsCsv(path / 'metrics.csv', columns),
-      metrics.MetricsCsv(path / 'timing.csv', loop.TIMING_COLUMNS),
+      metrics.MetricsCsv(path / 'timing.csv', loop_lib.TIMING_COLUMNS),
       [recorder],
       progress.Progress(_ROUNDS.value, 0, io.StringIO()),
     )

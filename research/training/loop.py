@@ -31,8 +31,7 @@ class LoopConfig:
   Attributes:
     total_rounds: Rounds of the whole run, those before a resume included.
     clients_per_round: Clients per round; their expected number under Poisson
-      sampling.
-    client_sampling: `fixed_size` or `poisson`.
+      sampling (how they are drawn is the sampler's business).
     client_epochs_per_round: Passes of a client over its examples per round.
     client_batch_size: Examples per local step; 0 is all at once.
     max_examples_per_client: Cap on a client's examples per epoch.
@@ -44,14 +43,13 @@ class LoopConfig:
 
   total_rounds: int
   clients_per_round: int
-  client_sampling: str
-  client_epochs_per_round: int
-  client_batch_size: int
-  max_examples_per_client: int | None
-  rounds_per_evaluation: int
-  rounds_per_checkpoint: int
-  checkpoints_kept: int
-  seed: int
+  client_epochs_per_round: int = 1
+  client_batch_size: int = 10
+  max_examples_per_client: int | None = None
+  rounds_per_evaluation: int = 5
+  rounds_per_checkpoint: int = 1
+  checkpoints_kept: int = 3
+  seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-from absl import logging
 
 from research.training import checkpoint
 
@@ -38,15 +37,6 @@ _LEAVES = [
   'naïve\x00',
   '',
 ]
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-  messages = []
-  monkeypatch.setattr(
-    logging, 'warning', lambda form, *values: messages.append(form % values)
-  )
-  return messages
 
 
 def _saved(directory, rounds, keep=10):

@@ -22,13 +22,9 @@ from tests import toy
 CONFIG = loop.LoopConfig(
   total_rounds=4,
   clients_per_round=2,
-  client_sampling=sampling.FIXED_SIZE,
   client_epochs_per_round=2,
   client_batch_size=3,
-  max_examples_per_client=None,
   rounds_per_evaluation=2,
-  rounds_per_checkpoint=1,
-  checkpoints_kept=2,
   seed=5,
 )
 NAN = (np.full([4, 3], np.nan), np.zeros(4))
@@ -45,6 +41,7 @@ def make_loop(
   algorithm='fed_avg',
   schedule=None,
   weighting=tff.learning.ClientWeighting.NUM_EXAMPLES,
+  sampling_scheme=sampling.FIXED_SIZE,
 ):
   task = toy.linear_task(clients)
   server_optimizer = optimizers.build(*server, {})
@@ -71,7 +68,7 @@ def make_loop(
     sampling.ClientSampler(
       task.data.train.client_ids,
       config.clients_per_round,
-      config.client_sampling,
+      sampling_scheme,
       config.seed,
     ),
     runtime,
@@ -168,11 +165,12 @@ def test_a_round_without_any_good_client_leaves_the_state(
 
 
 def test_an_empty_poisson_cohort_leaves_the_state(stock_runtime, tmp_path):
-  config = dataclasses.replace(
-    CONFIG, clients_per_round=1, client_sampling=sampling.POISSON
-  )
   training_loop = make_loop(
-    stock_runtime, tmp_path, toy.random_clients((3,) * 4), config=config
+    stock_runtime,
+    tmp_path,
+    toy.random_clients((3,) * 4),
+    config=dataclasses.replace(CONFIG, clients_per_round=1),
+    sampling_scheme=sampling.POISSON,
   )
   sampler = sampling.ClientSampler(
     training_loop.task.data.train.client_ids, 1, sampling.POISSON, CONFIG.seed

@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-from absl import logging
 
 from research.training import run_directory
 
@@ -24,15 +23,6 @@ child = subprocess.Popen(
 print(child.pid, flush=True)
 sys.stdin.read()
 """
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-  messages = []
-  monkeypatch.setattr(
-    logging, 'warning', lambda form, *values: messages.append(form % values)
-  )
-  return messages
 
 
 def test_second_process_is_refused_until_the_holder_dies(tmp_path):
