@@ -12,7 +12,7 @@ ifneq ($(filter mnist fashion_mnist cifar10,$(DATASET)),)
 else
   PARTITION ?= natural
 endif
-ROUNDS ?= 10
+ROUNDS ?= 20
 FLAGFILE ?= experiments/emnist.flags
 ARGS ?=
 

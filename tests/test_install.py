@@ -339,7 +339,7 @@ def test_help_lists_every_target():
 @pytest.mark.parametrize(
   ('arguments', 'flags'),
   [
-    ([], ['--dataset=mnist', '--partition=shards', '--total_rounds=10']),
+    ([], ['--dataset=mnist', '--partition=shards', '--total_rounds=20']),
     (['DATASET=digits'], ['--dataset=digits', '--partition=natural']),
     (
       ['PARTITION=writer', 'ROUNDS=3', 'ARGS=--seed=1'],
