@@ -1,0 +1,62 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from research import finished_run
+from research.training import evaluation
+from tests import toy
+
+START = np.array([0.5, -1.0, 2.0])
+
+
+@pytest.fixture(scope='module')
+def clients():
+  # More examples than a batch holds, and a client without any.
+  sizes = (evaluation._BATCH_SIZE + 7, 0, 3, evaluation._BATCH_SIZE)
+  return toy.random_clients(sizes)
+
+
+def squared_errors(clients):
+  return [(x @ START - y) ** 2 for x, y in clients.values()]
+
+
+def test_means_are_over_examples_and_over_each_client(clients):
+  evaluator = evaluation.Evaluator(toy.linear_task(clients))
+  split = toy.regression_data(clients).test
+  errors = squared_errors(clients)
+  np.testing.assert_allclose(
+    evaluator.per_example(split)['loss'],
+    np.concatenate(errors),
+    rtol=1e-5,
+    atol=1e-5,
+  )
+  assert evaluator.evaluate(split)['loss'] == pytest.approx(
+    np.concatenate(errors).mean(), rel=1e-6
+  )
+  by_client = evaluator.evaluate_clients(split)
+  assert list(by_client) == ['client_0', 'client_2', 'client_3']
+  assert by_client['client_2']['loss'] == pytest.approx(
+    errors[2].mean(), rel=1e-5
+  )
+
+
+def test_weights_of_a_checkpoint_are_taken_by_order_and_shape(clients):
+  evaluator = evaluation.Evaluator(toy.linear_task(clients))
+  new = np.array([[1.0], [2.0], [3.0]], np.float32)
+  evaluator.set_leaves([new, np.float32(0.1)])
+  np.testing.assert_array_equal(evaluator.model.get_weights()[0], new)
+  with pytest.raises(ValueError, match=r'shapes \[\(2, 1\)\], but the model'):
+    evaluator.set_leaves([new[:2]])
+
+
+def test_unseen_clients_are_test_clients_that_never_trained():
+  task = toy.linear_task(toy.random_clients((2, 2, 2)))
+  with pytest.raises(ValueError, match='Every test client'):
+    finished_run.select_split(task, 'unseen')
+  with pytest.raises(ValueError, match='no validation data'):
+    finished_run.select_split(task, 'validation')
+  trained = task.data.train.subset(['client_0', 'client_2'])
+  data = dataclasses.replace(task.data, train=trained)
+  task = dataclasses.replace(task, data=data)
+  assert finished_run.select_split(task, 'unseen').client_ids == ('client_1',)
