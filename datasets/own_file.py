@@ -200,7 +200,14 @@ def _features(
       f'{table.path}: feature_shape {tuple(shape)} does not fit '
       f'{x.shape[1:]} features of an example.'
     )
-  return x.reshape(len(x), *shape)
+  x = x.reshape(len(x), *shape)
+  # Text has no dtypes: whole numbers up to 255 in the shape of an image are
+  # pixels, unless they are all 0 and 1.
+  if len(shape) == 3 and x.dtype != np.uint8:
+    whole = np.array_equal(x, np.clip(np.round(x), 0, 255))
+    if whole and x.max(initial=0) > 1:
+      return x.astype(np.uint8)
+  return x
 
 
 def _numbers(table: tables.Table, column: str) -> np.ndarray:

@@ -28,6 +28,9 @@ _TASK = flag_values.enum(
 _MODEL = flag_values.enum(
   'model', None, models.MODELS, "Model; the task's usual one by default."
 )
+_NUM_CLASSES = flag_values.define(
+  'integer', 'num_classes', None, "Outputs of the model; the data's by default."
+)
 _DATA = flags_lib.DataFlags()
 _GROUPS = experiment.FlagGroups(
   algorithm=flags_lib.AlgorithmFlags(),
@@ -42,7 +45,10 @@ def build_task() -> task_lib.Task:
   """Builds the task that the flags describe."""
   name, seed = _TASK.value, flags.FLAGS.seed
   data = load.load(_DATA.get(tasks.TASKS[name].dataset, seed))
-  return tasks.build(name, data, _MODEL.value, seed)
+  if _NUM_CLASSES.value is None:
+    # Saved with the run, whose model may meet data with fewer classes later.
+    flags.FLAGS.num_classes = data.num_classes
+  return tasks.build(name, data, _MODEL.value, seed, _NUM_CLASSES.value)
 
 
 def main(argv: Sequence[str]) -> None:

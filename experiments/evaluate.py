@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from research import cli, finished_run, flag_values
-from research.training import atomic, evaluation
+from research.training import atomic, evaluation, run_directory
 
 _RUN_DIR = flags.DEFINE_string(
   'run_dir', None, 'The run directory.', required=True
@@ -53,7 +53,7 @@ def summarise(
 def main(argv: Sequence[str]) -> None:
   """Prints a table, and writes it as JSON if asked to."""
   flag_values.refuse_arguments(argv)
-  run = finished_run.load(_RUN_DIR.value)
+  run = finished_run.load(run_directory.RunDirectory.existing(_RUN_DIR.value))
   split = finished_run.select_split(run.task, _SPLIT.value)
   summary = summarise(run.evaluator, split)
   print(

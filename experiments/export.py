@@ -9,6 +9,7 @@ from absl import flags
 
 from research import cli, finished_run, flag_values
 from research.export import exporter, parity
+from research.training import run_directory
 
 _RUN_DIR = flags.DEFINE_string(
   'run_dir', None, 'The run directory.', required=True
@@ -18,10 +19,11 @@ _RUN_DIR = flags.DEFINE_string(
 def main(argv: Sequence[str]) -> None:
   """Replaces the run's `model` directory and model card."""
   flag_values.refuse_arguments(argv)
-  run = finished_run.load(_RUN_DIR.value)
-  with run.directory:
+  # Locked before it is read: a run in progress would overtake what is exported.
+  with run_directory.RunDirectory.existing(_RUN_DIR.value) as directory:
+    run = finished_run.load(directory)
     report = exporter.export_run(
-      run.directory, run.task, run.evaluator.model, run.config
+      directory, run.task, run.evaluator.model, run.config, run.round_num
     )
   print(f'model of round {run.round_num}: {run.directory.model}')
   print(parity.summary(report))

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from research import cli, experiment, flag_values, paper_targets
-from research.training import metrics
+from research import cli, flag_values, paper_targets
+from research.training import interrupts, metrics, run_directory
 
 PAPERS = pathlib.Path(__file__).parent / 'papers'
 
@@ -33,27 +33,37 @@ _EXTRA = flags.DEFINE_multi_string(
 )
 
 
-def train(target: paper_targets.Target, seed: int) -> float | None:
-  """Runs, or resumes, one seed, unless it has reached the target already.
+def _run(command: list[str]) -> None:
+  """Runs a command; whatever ends this process ends it too."""
+  child = subprocess.Popen(command)
+  try:
+    code = child.wait()
+  except BaseException:
+    child.terminate()
+    child.wait()
+    raise
+  if code:
+    sys.exit(code)
+
+
+def train(
+  target: paper_targets.Target, seed: int
+) -> tuple[float | None, str | None]:
+  """Runs, or resumes, one seed, until it has reached the target.
 
   Args:
     target: What to reach.
     seed: Of the run.
 
   Returns:
-    Rounds to the target, or None.
+    Rounds to the target, or None; and the commit that the run started from.
 
   Raises:
-    subprocess.CalledProcessError: If the run fails.
+    SystemExit: If the run fails; it has said why.
   """
   name = f'{target.name.replace("/", "_")}_seed{seed}'
-  csv = pathlib.Path(_ROOT.value) / name / 'metrics.csv'
-  if csv.exists():
-    rounds = paper_targets.rounds_to_target(
-      metrics.read(csv), target.metric, target.target
-    )
-    if rounds is not None:
-      return rounds
+  run_dir = pathlib.Path(_ROOT.value).expanduser() / name
+  csv = run_dir / 'metrics.csv'
   command = [
     sys.executable,
     '-m',
@@ -64,10 +74,16 @@ def train(target: paper_targets.Target, seed: int) -> float | None:
     f'--experiment_name={name}',
     *_EXTRA.value,
   ]
-  subprocess.run(command, check=True)
-  return paper_targets.rounds_to_target(
+  rows = metrics.read(csv) if csv.exists() else []
+  if paper_targets.rounds_to_target(rows, target.metric, target.target):
+    # Trains no more, and still refuses a directory that has other flags.
+    command.append(f'--total_rounds={rows[-1]["round"]}')
+  _run(command)
+  rounds = paper_targets.rounds_to_target(
     metrics.read(csv), target.metric, target.target
   )
+  config = run_directory.RunDirectory.existing(run_dir).read_config()
+  return rounds, config['git_revision']
 
 
 def main(argv: Sequence[str]) -> None:
@@ -77,8 +93,17 @@ def main(argv: Sequence[str]) -> None:
     target = paper_targets.read_target(PAPERS, _TARGET.value)
   except ValueError as error:
     raise flags.IllegalFlagValueError(str(error)) from error
-  rounds = {seed: train(target, seed) for seed in map(int, _SEEDS.value)}
-  row = paper_targets.outcome(target, rounds, experiment.git_revision())
+  if not all(seed.isdecimal() for seed in _SEEDS.value):
+    raise flags.IllegalFlagValueError(f'--seeds={_SEEDS.value}: give numbers.')
+  if _EXTRA.value and not flags.FLAGS['ledger'].present:
+    raise flags.IllegalFlagValueError(
+      '--extra_flag can make another experiment of it: name another --ledger.'
+    )
+  with interrupts.exit_tidily('The same command goes on with the runs.'):
+    runs = {seed: train(target, seed) for seed in map(int, _SEEDS.value)}
+  rounds = {seed: reached for seed, (reached, _) in runs.items()}
+  revisions = {str(revision) for _, revision in runs.values()}
+  row = paper_targets.outcome(target, rounds, ' '.join(sorted(revisions)))
   paper_targets.write_ledger(_LEDGER.value, row)
   for name, value in row.items():
     print(f'{name:<18}{value}')

@@ -38,8 +38,9 @@ def run(
 ) -> None:
   """Runs a binary's `main`; use it in place of `absl.app.run`.
 
-  Exit codes: 0 done, 1 a bug (with a traceback), 2 a mistake in flags, data or
-  run directory (one line), 130 Ctrl-C, 143 SIGTERM. `--verbosity=1` shows the
+  Exit codes: 0 done, 1 a bug (with a traceback) or a flag that absl can't
+  parse, 2 flags, data or a run directory that don't fit (one line), 130 Ctrl-C,
+  143 SIGTERM. `--verbosity=1` shows the
   traceback of a mistake, too.
 
   Args:

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import tensorflow as tf
 import tensorflow_federated as tff
 from absl import flags, logging
 
@@ -56,6 +57,15 @@ def git_revision() -> str | None:
   return result.stdout.strip()
 
 
+def device() -> str:
+  """The processor and the GPUs that TensorFlow sees, in words."""
+  lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+  names = [line.partition(':')[2] for line in lines if 'model name' in line]
+  cpu = names[0].strip() if names else platform.machine()
+  gpus = len(tf.config.list_physical_devices('GPU'))
+  return f'{cpu}, {len(names)} threads, {gpus} GPUs'
+
+
 @dataclasses.dataclass(frozen=True)
 class FlagGroups:
   """The flag groups of a binary, besides those of its task."""
@@ -80,12 +90,13 @@ class Experiment:
     output: flags_lib.OutputConfig,
     config: dict[str, Any],
   ):
-    """Use `start` or `load`."""
+    """Use `start`."""
     self.run = run
     self.task = task
     self.loop = loop
     self._output = output
     self._config = config
+    self._round_num = loop.config.total_rounds
 
   @classmethod
   @contextlib.contextmanager
@@ -112,9 +123,12 @@ class Experiment:
     """
     output = groups.output.get()
     runtime = groups.runtime.get()
-    run = run_directory.RunDirectory(
-      output.root_output_dir, output.experiment_name
-    )
+    try:
+      run = run_directory.RunDirectory(
+        output.root_output_dir, output.experiment_name
+      )
+    except ValueError as error:
+      raise flags.IllegalFlagValueError(str(error)) from error
     advice = f'The same command resumes the run in {run.path}.'
     lock = contextlib.nullcontext() if output.dry_run else run
     with interrupts.exit_tidily(advice), lock:
@@ -128,13 +142,15 @@ class Experiment:
         'binary': binary,
         'flags': flag_values.values(),
         'seed': groups.training.get().seed,
-        'device': 'cpu',
+        'device': device(),
         'data_sha256': task.data.content_sha256,
         'versions': versions(),
         'git_revision': git_revision(),
       }
-      if not output.dry_run:
-        config = _continued(run, config)
+      if flags.FLAGS.from_config:
+        saved = flag_values.read_saved(flags.FLAGS.from_config)
+        flag_values.check_same_data(saved, config['data_sha256'])
+      config = _continued(run, config)
       with runtime:
         loop = _build_loop(task, sampler, runtime, groups, run)
         yield cls(run, task, loop, output, config)
@@ -190,7 +206,11 @@ class Experiment:
     """Exports the model of a state with its parity report and model card."""
     self.loop.evaluator.set_weights(self.loop.process.get_model_weights(state))
     report = exporter.export_run(
-      self.run, self.task, self.loop.evaluator.model, self._config
+      self.run,
+      self.task,
+      self.loop.evaluator.model,
+      self._config,
+      self._round_num,
     )
     print(parity.summary(report))
 
@@ -219,7 +239,7 @@ class Experiment:
   def dry_run(self) -> str:
     """Returns the estimated time, memory and data as text."""
     done = self.loop.restore()[0]
-    rounds = self.loop.config.total_rounds - done
+    rounds = max(self.loop.config.total_rounds - done, 0)
     return '\n'.join(estimate_lib.estimate(self.loop, rounds).lines())
 
 

@@ -5,7 +5,11 @@ import importlib
 import pathlib
 from typing import Any
 
+from absl import flags
+
 from datasets import federated_data
+from datasets import load as load_data
+from research import flag_values
 from research.tasks import task as task_lib
 from research.training import checkpoint, evaluation, run_directory
 
@@ -34,28 +38,32 @@ class FinishedRun:
     return self.directory.path
 
 
-def load(run_dir: str) -> FinishedRun:
+def load(directory: run_directory.RunDirectory) -> FinishedRun:
   """Loads a run whose binary `flag_values.parse_with_run` has imported.
 
   Args:
-    run_dir: The run directory.
+    directory: The run directory.
 
   Returns:
     The run with its newest good checkpoint.
 
   Raises:
-    FileNotFoundError: If there is no run, or no good checkpoint.
-    ValueError: If the model that the flags describe has other shapes than the
-      checkpoint.
+    FileNotFoundError: If there is no good checkpoint.
+    flags.IllegalFlagValueError: If the data is no longer that of the run and no
+      flag asks for other data, or the flags describe a model of other shapes
+      than the checkpoint's.
   """
-  directory = run_directory.RunDirectory.existing(run_dir)
   config = directory.read_config()
   saved = checkpoint.CheckpointManager(directory.checkpoints).load_latest()
   if saved is None:
     raise FileNotFoundError(f'{directory.checkpoints} has no checkpoint.')
-  task = importlib.import_module(config['binary']).build_task()
-  evaluator = evaluation.Evaluator(task)
-  evaluator.set_leaves(saved.leaves)
+  try:
+    task = importlib.import_module(config['binary']).build_task()
+    evaluator = evaluation.Evaluator(task)
+    evaluator.set_leaves(saved.leaves)
+  except ValueError as error:
+    raise flags.IllegalFlagValueError(str(error)) from error
+  flag_values.check_same_data(config, task.data.content_sha256)
   return FinishedRun(directory, config, task, evaluator, saved.round_num)
 
 
@@ -71,20 +79,24 @@ def select_split(task: task_lib.Task, name: str) -> federated_data.Split:
     The split.
 
   Raises:
-    ValueError: If there are no such clients.
+    flags.IllegalFlagValueError: If there are no such clients.
   """
   if name != 'unseen':
     split = getattr(task.data, name)
     if split is None:
-      raise ValueError(
-        f'The run has no {name} data: it was made without '
-        '--validation_examples.'
+      raise flags.IllegalFlagValueError(
+        f'--split={name}: there is no such data without --validation_examples.'
       )
     return split
+  if task.data.partition not in load_data.NATURAL_PARTITIONS:
+    raise flags.IllegalFlagValueError(
+      f'--split=unseen: with --partition={task.data.partition} every client of '
+      'the data may have trained. --validation_by=clients holds clients out.'
+    )
   known = set(task.data.train.client_ids)
   unseen = [c for c in task.data.test.client_ids if c not in known]
   if not unseen:
-    raise ValueError(
-      f'Every test client of {task.data.name} is also a training client.'
+    raise flags.IllegalFlagValueError(
+      f'--split=unseen: every test client of {task.data.name} also trains.'
     )
   return task.data.test.subset(unseen)

@@ -10,6 +10,19 @@ from absl import flags
 
 FLAGS = flags.FLAGS
 
+# Flags that name data, and those that say how it is divided.
+_DATA_FLAGS = ('dataset', 'data_file')
+_DIVISION_FLAGS = (
+  'partition',
+  'partition_clients',
+  'shards_per_client',
+  'dirichlet_alpha',
+  'power_law_exponent',
+  'quantity_skew_alpha',
+  'validation_examples',
+  'validation_by',
+)
+
 # All flags of the groups in order, and those that cannot change a result.
 _names: list[str] = []
 _free: set[str] = set()
@@ -56,7 +69,7 @@ def free_names() -> frozenset[str]:
 
 
 def refuse_unused(unused: Iterable[str], reason: str) -> None:
-  """Raises if any of the flags has another value than its default.
+  """Raises if any of the flags is given or has not its default.
 
   A typo in an experiment must never pass for a setting.
 
@@ -70,7 +83,8 @@ def refuse_unused(unused: Iterable[str], reason: str) -> None:
   wrong = [
     f'--{name}'
     for name in unused
-    if name in FLAGS and FLAGS[name].value != FLAGS[name].default
+    if name in FLAGS
+    and (FLAGS[name].present or FLAGS[name].value != FLAGS[name].default)
   ]
   if wrong:
     verb = 'is' if len(wrong) == 1 else 'are'
@@ -94,31 +108,76 @@ def values() -> dict[str, Any]:
   return {name: FLAGS[name].value for name in _names if name not in skipped}
 
 
-def apply_saved(path: str | pathlib.Path) -> None:
+def read_saved(path: str | pathlib.Path) -> dict[str, Any]:
+  """Reads a config.json.
+
+  Args:
+    path: The file.
+
+  Returns:
+    Its content, with `flags` among it.
+
+  Raises:
+    flags.IllegalFlagValueError: If the file is not a config.json of a run.
+  """
+  try:
+    config = json.loads(pathlib.Path(path).read_text())
+    if isinstance(config['flags'], dict):
+      return config
+    reason = 'it has no flags'
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    reason = repr(error)
+  raise flags.IllegalFlagValueError(
+    f'{path} is not the config.json of a run: {reason}.'
+  )
+
+
+def _other_data_asked_for() -> bool:
+  return any(name in FLAGS and FLAGS[name].present for name in _DATA_FLAGS)
+
+
+def check_same_data(config: Mapping[str, Any], content_sha256: str) -> None:
+  """Raises if a run's data has changed although no flag asks for other data.
+
+  Args:
+    config: The run's config.json.
+    content_sha256: Hash of the data as it is now.
+
+  Raises:
+    flags.IllegalFlagValueError: If the hash differs.
+  """
+  expected = config['data_sha256']
+  if content_sha256 != expected and not _other_data_asked_for():
+    raise flags.IllegalFlagValueError(
+      f'The data is not what the run was trained on: its SHA-256 is '
+      f'{content_sha256}, that of the run {expected}. Restore the file, or '
+      'name other data by --dataset.'
+    )
+
+
+def apply_saved(
+  path: str | pathlib.Path, other_data_resets: bool = False
+) -> None:
   """Sets every flag that the command line did not give from a config.json.
 
   Args:
     path: The file.
+    other_data_resets: Whether flags on how the data is divided keep their
+      defaults when the command line names other data.
 
   Raises:
     flags.IllegalFlagValueError: If the file is not a config.json of a run, or
       names a flag that this binary lacks.
   """
-  try:
-    saved: Mapping[str, Any] = json.loads(pathlib.Path(path).read_text())[
-      'flags'
-    ]
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise flags.IllegalFlagValueError(
-      f'{path} is not the config.json of a run: {error!r}.'
-    ) from error
+  saved = read_saved(path)['flags']
   unknown = sorted(set(saved) - set(FLAGS))
   if unknown:
     raise flags.IllegalFlagValueError(
       f'{path} has flags that this binary lacks: {", ".join(unknown)}.'
     )
+  reset = other_data_resets and _other_data_asked_for()
   for name, value in saved.items():
-    if not FLAGS[name].present:
+    if not FLAGS[name].present and not (reset and name in _DIVISION_FLAGS):
       FLAGS[name].value = value
 
 
@@ -149,7 +208,7 @@ def parse_with_run(argv: list[str]) -> list[str]:
     return FLAGS(argv)
   config = pathlib.Path(run_dir).expanduser() / 'config.json'
   if config.is_file():
-    importlib.import_module(json.loads(config.read_text())['binary'])
+    importlib.import_module(read_saved(config)['binary'])
   rest = FLAGS(argv)
-  apply_saved(config)
+  apply_saved(config, other_data_resets=True)
   return rest

@@ -7,17 +7,27 @@ import dataclasses
 from collections.abc import Sequence
 
 import tensorflow_federated as tff
+from absl import flags
 
 from datasets import load
 from research import flag_values
 from research.algorithms import optimizers, registry
 from research.runtime import stock
-from research.training import loop, sampling, schedules
+from research.training import loop, sampling, schedules, trackers
 
 FLAGS = flag_values.FLAGS
 define = flag_values.define
 enum = flag_values.enum
 refuse_unused = flag_values.refuse_unused
+
+
+def _shape(words: Sequence[str]) -> tuple[int, ...]:
+  """Reads `--feature_shape`."""
+  if not all(word.strip().isdecimal() for word in words):
+    raise flags.IllegalFlagValueError(
+      f'--feature_shape={",".join(words)} must be whole numbers, as 28,28,1.'
+    )
+  return tuple(int(word) for word in words)
 
 
 class DataFlags:
@@ -27,7 +37,8 @@ class DataFlags:
     enum('dataset', None, load.DATASETS, "Data; the task's usual by default.")
     text = "How examples go to clients; the dataset's own way by default."
     enum('partition', None, load.PARTITIONS, text)
-    define('integer', 'num_clients', 100, 'Clients that a partition makes.')
+    text = 'Clients that a partition makes (not natural or writer).'
+    define('integer', 'partition_clients', 100, text)
     define('integer', 'shards_per_client', 2, 'For --partition=shards.')
     define('float', 'dirichlet_alpha', 0.5, 'For dirichlet; small is skewed.')
     text = 'For power_law; 0 is equal sizes.'
@@ -69,8 +80,9 @@ class DataFlags:
     fields = [field.name for field in dataclasses.fields(load.LoadConfig)]
     given = {n: FLAGS[n].value for n in fields if n in FLAGS and n != 'seed'}
     given['dataset'] = given['dataset'] or dataset
+    given['num_clients'] = FLAGS.partition_clients
     if given['feature_shape'] is not None:
-      given['feature_shape'] = tuple(int(n) for n in given['feature_shape'])
+      given['feature_shape'] = _shape(given['feature_shape'])
     config = load.LoadConfig(**given, seed=seed)
     how = load.resolve_partition(config)
     used = {
@@ -82,7 +94,7 @@ class DataFlags:
     mine = used.get(how, [])
     others = [n for names in used.values() for n in names if n not in mine]
     if how in load.NATURAL_PARTITIONS:
-      others.append('num_clients')
+      others.append('partition_clients')
     refuse_unused(others, f'by --partition={how}')
     if config.dataset != 'file':
       refuse_unused(
@@ -305,5 +317,11 @@ class OutputFlags:
 
   def get(self) -> OutputConfig:
     """Returns the output's description."""
+    unknown = sorted(set(FLAGS.trackers) - set(trackers.NAMES))
+    if unknown:
+      raise flags.IllegalFlagValueError(
+        f'--trackers has {", ".join(unknown)}; there are '
+        f'{", ".join(trackers.NAMES)}.'
+      )
     fields = [field.name for field in dataclasses.fields(OutputConfig)]
     return OutputConfig(**{name: FLAGS[name].value for name in fields})

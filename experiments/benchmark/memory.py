@@ -1,7 +1,8 @@
 """Does memory stay flat over many rounds?
 
-Trains a tiny model for 1,000 rounds in this process and its worker, and prints
-how much their resident memory grew after a warm-up:
+Trains a tiny model for 1,000 rounds in this process and its worker, with
+checkpoints and TensorBoard as in a run, and prints how much their resident
+memory grew after a warm-up. Fails if that is more than --limit_megabytes:
 
   python -m experiments.benchmark.memory
 """
@@ -10,6 +11,7 @@ import gc
 import io
 import json
 import pathlib
+import sys
 import tempfile
 from collections.abc import Sequence
 
@@ -23,12 +25,22 @@ from research import cli, flag_values
 from research.algorithms import fed_avg, optimizers
 from research.runtime import stock
 from research.tasks import emnist
-from research.training import checkpoint, metrics, progress, sampling, schedules
+from research.training import (
+  checkpoint,
+  metrics,
+  progress,
+  sampling,
+  schedules,
+  trackers,
+)
 from research.training import loop as loop_lib
 
 _ROUNDS = flags.DEFINE_integer('rounds', 1000, 'Rounds after the warm-up.')
 _WARM_UP = flags.DEFINE_integer('warm_up', 100, 'Rounds before the first look.')
 _EVERY = flags.DEFINE_integer('every', 50, 'Rounds between looks.')
+
+
+_LIMIT = flags.DEFINE_float('limit_megabytes', 20, 'Growth that is allowed.')
 
 
 def resident_bytes() -> dict[str, int]:
@@ -101,24 +113,29 @@ class Recorder:
 def main(argv: Sequence[str]) -> None:
   """Prints the memory by round and its growth after the warm-up."""
   flag_values.refuse_arguments(argv)
+  if _ROUNDS.value < _EVERY.value:
+    raise flags.IllegalFlagValueError('--rounds is less than --every.')
   recorder = Recorder()
   with (
     tempfile.TemporaryDirectory() as directory,
     stock.StockRuntime() as runtime,
   ):
     training_loop = make_loop(runtime, directory)
-    path = pathlib.Path(directory)
+    path, config = pathlib.Path(directory), training_loop.config
     columns = loop_lib.columns(training_loop.task)
     training_loop.run(
       training_loop.restore(),
       metrics.MetricsCsv(path / 'metrics.csv', columns),
       metrics.MetricsCsv(path / 'timing.csv', loop_lib.TIMING_COLUMNS),
-      [recorder],
-      progress.Progress(_ROUNDS.value, 0, io.StringIO()),
+      [recorder, trackers.TensorBoard(path / 'tensorboard', -1)],
+      progress.Progress(config.total_rounds, 0, io.StringIO()),
     )
   for name, megabytes in recorder.growth().items():
     print(f'{name} grew by {megabytes:.1f} MB')
   print(f'{recorder.slope():.1f} MB per 1,000 rounds (least squares)')
+  if sum(recorder.growth().values()) > _LIMIT.value:
+    print(f'more than {_LIMIT.value} MB', file=sys.stderr)
+    sys.exit(1)
 
 
 if __name__ == '__main__':

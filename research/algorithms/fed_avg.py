@@ -16,9 +16,13 @@ def build(
   model_fn: Callable[[], tff.learning.models.VariableModel],
   *,
   client_optimizer: tff.learning.optimizers.Optimizer,
-  server_optimizer: tff.learning.optimizers.Optimizer,
-  client_weighting: tff.learning.ClientWeighting,
-  loop_implementation: tff.learning.LoopImplementation,
+  server_optimizer: tff.learning.optimizers.Optimizer | None = None,
+  client_weighting: tff.learning.ClientWeighting = (
+    tff.learning.ClientWeighting.NUM_EXAMPLES
+  ),
+  loop_implementation: tff.learning.LoopImplementation = (
+    tff.learning.LoopImplementation.DATASET_ITERATOR
+  ),
 ) -> tff.learning.templates.LearningProcess:
   """Builds FedAvg.
 
@@ -30,8 +34,8 @@ def build(
   Args:
     model_fn: Builds the model anew at each call.
     client_optimizer: Runs on the clients; its state starts anew each round.
-    server_optimizer: Takes the mean model update as its gradient. SGD with
-      learning rate 1 is Algorithm 1.
+    server_optimizer: Takes the mean model update as its gradient. None is SGD
+      with learning rate 1, as in Algorithm 1.
     client_weighting: The weights of the mean. NUM_EXAMPLES is Algorithm 1.
     loop_implementation: How a client iterates over its batches.
 
@@ -42,7 +46,8 @@ def build(
   return tff.learning.algorithms.build_weighted_fed_avg(
     model_fn,
     client_optimizer_fn=client_optimizer,
-    server_optimizer_fn=server_optimizer,
+    server_optimizer_fn=server_optimizer
+    or tff.learning.optimizers.build_sgdm(1.0),
     client_weighting=client_weighting,
     model_aggregator=rejection.mean(),
     loop_implementation=loop_implementation,

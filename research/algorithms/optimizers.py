@@ -112,7 +112,7 @@ HPARAMS = tuple(
 
 
 def build(
-  name: str, learning_rate: float, hparams: Mapping[str, float]
+  name: str, learning_rate: float, hparams: Mapping[str, float] | None = None
 ) -> tff.learning.optimizers.Optimizer:
   """Builds an optimizer.
 
@@ -127,7 +127,7 @@ def build(
   Raises:
     ValueError: If `hparams` has a name that the optimizer does not use.
   """
-  spec = OPTIMIZERS[name]
+  spec, hparams = OPTIMIZERS[name], hparams or {}
   unused = sorted(set(hparams) - set(spec.hparams))
   if unused:
     raise ValueError(

@@ -1,6 +1,5 @@
 """From a trained model to what a run directory offers: SavedModel and card."""
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ def export_run(
   task: task_lib.Task,
   model: tf.keras.Model,
   config: Mapping[str, Any],
+  round_num: int,
 ) -> dict[str, Any]:
   """Exports a model, checks it, and writes the model card.
 
@@ -25,6 +25,7 @@ def export_run(
     task: What was learned.
     model: The task's Keras model with the trained weights.
     config: The run's config.json.
+    round_num: The round that the weights are of.
 
   Returns:
     The parity report.
@@ -39,7 +40,7 @@ def export_run(
     run.model,
     verify=lambda directory: parity.check(task, model, directory),
   )
-  card = _card(run, task, model, config)
+  card = _card(run, task, model, config, round_num)
   card['parity'] = exported.verification
   card['signatures'] = exported.signatures
   model_card.write(run.path, card)
@@ -51,8 +52,9 @@ def _card(
   task: task_lib.Task,
   model: tf.keras.Model,
   config: Mapping[str, Any],
+  round_num: int,
 ) -> dict[str, Any]:
-  rows = metrics_lib.read(pathlib.Path(run.metrics_csv))
+  rows = {row['round']: row for row in metrics_lib.read(run.metrics_csv)}
   source = task.data.source
   return {
     'name': run.path.name,
@@ -68,7 +70,7 @@ def _card(
       'sha256': task.data.content_sha256,
     },
     'flags': config['flags'],
-    'metrics': rows[-1] if rows else {},
+    'metrics': rows.get(round_num, {'round': round_num}),
     'versions': config['versions'],
     'git_revision': config['git_revision'],
   }

@@ -121,10 +121,12 @@ def _inputs(task: task_lib.Task, batches: Sequence[int]) -> dict[str, Any]:
   inputs = {}
   for batch in batches:
     rng = np.random.default_rng([_SEED, batch])
-    image = rng.integers(0, 256, [batch, *task.example_shape], np.uint8)
-    inputs[f'{saved_model.SERVING}/{batch}'] = image
-    floats = rng.random([batch, *task.example_shape], np.float32)
-    inputs[f'{saved_model.SERVING_FLOAT}/{batch}'] = floats
+    shape = [batch, *task.example_shape]
+    for name, dtype in saved_model.input_dtypes(task).items():
+      if dtype == tf.uint8:
+        inputs[f'{name}/{batch}'] = rng.integers(0, 256, shape, np.uint8)
+      else:
+        inputs[f'{name}/{batch}'] = rng.random(shape, np.float32)
   return inputs
 
 

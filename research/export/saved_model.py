@@ -53,7 +53,8 @@ def export(
   """Writes a SavedModel, complete or not at all.
 
   Its signatures are `serving_default` (uint8 in [0, 255]) and `serve_float`
-  (float32 in [0, 1]), both with the input `image` [batch, *example_shape]. The
+  (float32 in [0, 1]), both with the input `image` [batch, *example_shape];
+  examples that are no images have `serving_default` for float32 alone. The
   outputs of classification are `logits` and `probabilities` (float32 [batch,
   classes]) and `class` (int64 [batch]); of reconstruction, `reconstruction`.
 
@@ -73,8 +74,8 @@ def export(
   """
   directory = pathlib.Path(directory).absolute()
   signatures = {
-    SERVING: _trace(task, keras_model, tf.uint8),
-    SERVING_FLOAT: _trace(task, keras_model, tf.float32),
+    name: _trace(task, keras_model, dtype)
+    for name, dtype in input_dtypes(task).items()
   }
   _check_outputs(task, signatures[SERVING])
   # The variables alone: Keras' description of its layers is of no use to serve.
@@ -93,6 +94,13 @@ def export(
     shutil.rmtree(temporary, ignore_errors=True)
   described = {name: _describe(fn) for name, fn in signatures.items()}
   return Exported(directory, described, verification)
+
+
+def input_dtypes(task: task_lib.Task) -> dict[str, tf.DType]:
+  """The signatures and their inputs; features that are no images are floats."""
+  if len(task.example_shape) == 3:
+    return {SERVING: tf.uint8, SERVING_FLOAT: tf.float32}
+  return {SERVING: tf.float32}
 
 
 def servable_outputs(

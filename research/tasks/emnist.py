@@ -4,15 +4,15 @@ import collections
 import dataclasses
 from collections.abc import Mapping
 
+import numpy as np
 import tensorflow as tf
 
 from datasets import federated_data
 from models import emnist as models
 from research.tasks import task as task_lib
 
-# Mean and standard deviation of CIFAR-10's training images by channel.
-_CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-_CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+# Clients whose pixels are looked at before a run starts.
+_CLIENTS_CHECKED = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +44,25 @@ TASKS: Mapping[str, Spec] = {
 }
 
 
-def _preprocess_features(dataset: str, images: tf.Tensor) -> tf.Tensor:
+def _preprocess_features(features: tf.Tensor) -> tf.Tensor:
   """Scales uint8 images to [0, 1]; floats are taken as scaled already."""
-  if images.dtype.is_integer:
-    images = tf.cast(images, tf.float32) / 255.0
-  if dataset.removeprefix('synthetic_') == 'cifar10':
-    images = (images - _CIFAR10_MEAN) / _CIFAR10_STD
-  return tf.cast(images, tf.float32)
+  if features.dtype.is_integer:
+    return tf.cast(features, tf.float32) / 255.0
+  return tf.cast(features, tf.float32)
+
+
+def _check_pixels(data: federated_data.FederatedData) -> None:
+  """Raises if float images are not in [0, 1], where models expect them."""
+  for client_id in data.train.client_ids[:_CLIENTS_CHECKED]:
+    images = data.train.client(client_id)['x']
+    if images.ndim != 4 or images.dtype == np.uint8:
+      return
+    if images.size and not 0 <= np.nanmin(images) <= np.nanmax(images) <= 1:
+      raise ValueError(
+        f'The images of client {client_id!r} are {images.dtype} from '
+        f'{np.nanmin(images)} to {np.nanmax(images)}. Give uint8 pixels, or '
+        'floats from 0 to 1.'
+      )
 
 
 def build(
@@ -58,6 +70,7 @@ def build(
   data: federated_data.FederatedData,
   model: str | None = None,
   seed: int = 0,
+  num_classes: int | None = None,
 ) -> task_lib.Task:
   """Builds a task.
 
@@ -66,6 +79,7 @@ def build(
     data: Clients with images `x` and labels `y`.
     model: A key of `models.MODELS`; the task's usual one if None.
     seed: Of the initial weights and dropout.
+    num_classes: Outputs of the model; as many as the data has if None.
 
   Returns:
     The task.
@@ -75,26 +89,30 @@ def build(
   """
   spec = TASKS[name]
   model = model or spec.model
-  if spec.num_classes not in (None, data.num_classes):
+  num_classes = num_classes or data.num_classes
+  if num_classes < data.num_classes:
+    raise ValueError(
+      f'--num_classes is {num_classes}, but --dataset={data.name} has '
+      f'{data.num_classes} classes.'
+    )
+  if spec.num_classes not in (None, num_classes):
     raise ValueError(
       f'--task={name} needs {spec.num_classes} classes, but '
-      f'--dataset={data.name} has {data.num_classes}. '
+      f'--dataset={data.name} has {num_classes}. '
       '--task=image_classification takes any number.'
     )
   if (model == 'autoencoder') != (spec.kind == 'reconstruction'):
     raise ValueError(f'--model={model} does not fit --task={name}.')
+  _check_pixels(data)
   shape = tuple(data.train.element_spec['x'].shape)
 
   def build_keras_model() -> tf.keras.Model:
     return models.build(
-      model, input_shape=shape, num_classes=data.num_classes, seed=seed
+      model, input_shape=shape, num_classes=num_classes, seed=seed
     )
 
-  def preprocess_features(images: tf.Tensor) -> tf.Tensor:
-    return _preprocess_features(data.name, images)
-
   def preprocess(batch: task_lib.Batch) -> task_lib.Batch:
-    x = preprocess_features(batch['x'])
+    x = _preprocess_features(batch['x'])
     y = x if spec.kind == 'reconstruction' else batch['y']
     return collections.OrderedDict(x=x, y=y)
 
@@ -108,15 +126,17 @@ def build(
       return []
     return [tf.keras.metrics.SparseCategoricalAccuracy('accuracy')]
 
+  extra = range(data.num_classes, num_classes)
+  class_names = (*data.class_names, *map(str, extra))
   return task_lib.Task(
     name=name,
     data=data,
     kind=spec.kind,
-    class_names=data.class_names if spec.kind == 'classification' else (),
+    class_names=class_names if spec.kind == 'classification' else (),
     build_keras_model=build_keras_model,
     build_loss=build_loss,
     build_metrics=build_metrics,
-    preprocess_features=preprocess_features,
+    preprocess_features=_preprocess_features,
     preprocess=preprocess,
     example_shape=shape,
   )

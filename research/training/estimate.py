@@ -23,7 +23,8 @@ class Estimate:
     steps_per_round: Local steps of a mean round, over all clients.
     seconds_per_round: Training time of a mean round, without evaluation.
     seconds: Training time of all rounds that are left.
-    memory_bytes: Memory of this process and its worker after a client's work.
+    memory_bytes: Memory of this process and its worker after one client's work;
+      clients that are trained at once take more.
     data_bytes: Mean bytes of the examples of a cohort.
   """
 

@@ -13,7 +13,13 @@ from research.aggregators import rejection
 from research.runtime import stock
 from research.tasks import task as task_lib
 from research.training import checkpoint as checkpoint_lib
-from research.training import evaluation, fault_injection, sampling, schedules
+from research.training import (
+  evaluation,
+  fault_injection,
+  run_directory,
+  sampling,
+  schedules,
+)
 from research.training import metrics as metrics_lib
 from research.training import progress as progress_lib
 from research.training import trackers as trackers_lib
@@ -35,7 +41,8 @@ class LoopConfig:
     client_epochs_per_round: Passes of a client over its examples per round.
     client_batch_size: Examples per local step; 0 is all at once.
     max_examples_per_client: Cap on a client's examples per epoch.
-    rounds_per_evaluation: Rounds between evaluations; the last round has one.
+    rounds_per_evaluation: Rounds between evaluations; there is one when
+      `total_rounds` is reached.
     rounds_per_checkpoint: Rounds between checkpoints; the last round has one.
     checkpoints_kept: Newest checkpoints that stay.
     seed: What all randomness but privacy noise comes from.
@@ -145,7 +152,8 @@ class TrainingLoop:
     """Returns the newest good checkpoint's round and state, or 0 and a new one.
 
     Raises:
-      ValueError: If the checkpoint is of another model or algorithm.
+      run_directory.ResumeError: If the checkpoint is of another model or
+        algorithm.
     """
     state = self.process.initialize()
     saved = self._checkpoints.load_latest()
@@ -154,7 +162,7 @@ class TrainingLoop:
     shapes = [getattr(leaf, 'shape', None) for leaf in saved.leaves]
     expected = [getattr(leaf, 'shape', None) for leaf in tf.nest.flatten(state)]
     if shapes != expected:
-      raise ValueError(
+      raise run_directory.ResumeError(
         f'The checkpoint of round {saved.round_num} has leaves of shapes '
         f'{shapes}, but this model and algorithm have {expected}.'
       )
@@ -182,10 +190,19 @@ class TrainingLoop:
 
     Returns:
       The final state.
+
+    Raises:
+      run_directory.ResumeError: If metrics.csv lacks rows before the start.
     """
     done, state = start
     metrics_csv.truncate_after(done)
     timing_csv.truncate_after(done)
+    if metrics_csv.last_round != (done or -1):
+      raise run_directory.ResumeError(
+        f'metrics.csv ends at round {metrics_csv.last_round}, but the '
+        f'checkpoint is of round {done}: rows are missing. Restore the file, '
+        'or choose another --experiment_name.'
+      )
     for round_num in range(done + 1, self.config.total_rounds + 1):
       begin = time.monotonic()
       state, row = self.train_round(state, round_num)
@@ -221,7 +238,7 @@ class TrainingLoop:
     """Trains one round.
 
     Clients without examples are not asked. A round without any client leaves
-    the state as it is. Rejected clients count as `rejected_clients`.
+    model and server optimizer as they are.
 
     Args:
       state: State of the process.

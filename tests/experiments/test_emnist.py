@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from absl import flags
 
@@ -112,31 +114,73 @@ def test_evaluate_and_export_work_on_the_finished_run(finished, tmp_path):
   assert summary['loss']['mean'] == last['test_loss']
   values = list(summary['accuracy'].values())[1:]
   assert values == sorted(values)
-  (run / 'model_card.md').unlink()
-  result = binary.run('export', f'--run_dir={run}')
+  # Without its newest checkpoint the run exports the one before, and says so.
+  copy = tmp_path / 'copy'
+  shutil.copytree(run, copy)
+  shutil.rmtree(copy / 'checkpoints' / 'round_000004')
+  result = binary.run('export', f'--run_dir={copy}')
   assert result.returncode == 0, result.stderr
-  assert (run / 'model_card.md').is_file()
+  card = json.loads((copy / 'model_card.json').read_text())
+  assert card['metrics']['round'] == 3
 
 
-def test_evaluate_takes_own_data(finished, tmp_path):
+def write_own_file(path, rows=30):
+  """Writes pixels of three labels by three clients, as text."""
   rng = np.random.default_rng(0)
-  path = tmp_path / 'own.npz'
-  np.savez(
-    path,
-    x=rng.integers(0, 255, [30, 8, 8, 1]).astype(np.uint8),
-    label=np.arange(30) % 10,
-    client_id=np.arange(30) % 3,
-  )
+  pixels = rng.integers(0, 256, [rows, 64])
+  table = pd.DataFrame(pixels, columns=[f'pixel{i}' for i in range(64)])
+  table['label'] = np.arange(rows) % 3
+  table['client_id'] = np.arange(rows) // 10
+  table.to_csv(path, index=False)
+
+
+def test_evaluate_takes_own_data_with_fewer_classes(finished, tmp_path):
+  path = tmp_path / 'own.csv'
+  write_own_file(path)
   result = binary.run(
     'evaluate',
     f'--run_dir={finished[0] / "first"}',
     '--dataset=file',
     f'--data_file={path}',
-    '--validation_examples=0',
+    '--feature_shape=8,8,1',
     '--split=train',
   )
   assert result.returncode == 0, result.stderr
   assert '3 clients' in result.stdout
+  loss = float(result.stdout.splitlines()[2].split()[1])
+  # Pixels that were not scaled to [0, 1] would give logits of hundreds.
+  assert loss < 20
+
+
+def test_data_that_has_changed_since_the_run_is_refused(tmp_path):
+  path = tmp_path / 'own.csv'
+  write_own_file(path)
+  flags_of_run = (
+    '--task=image_classification',
+    '--model=logistic_regression',
+    '--dataset=file',
+    f'--data_file={path}',
+    '--feature_shape=8,8,1',
+    '--clients_per_round=2',
+    '--total_rounds=1',
+    '--noexport',
+    f'--root_output_dir={tmp_path}',
+  )
+  result = binary.run('emnist', *flags_of_run)
+  assert result.returncode == 0, result.stderr
+  write_own_file(path, rows=40)
+  result = binary.run('evaluate', f'--run_dir={tmp_path / "emnist"}')
+  assert result.returncode == 2
+  assert 'The data is not what the run was trained on' in result.stderr
+  arguments = (
+    f'--from_config={tmp_path}/emnist/config.json',
+    '--experiment_name=again',
+  )
+  with (
+    binary.parsed('emnist', *arguments) as (emnist, argv),
+    pytest.raises(flags.Error, match='The data is not what the run'),
+  ):
+    emnist.main(argv)
 
 
 def test_dry_run_estimates_and_leaves_nothing(tmp_path):
@@ -160,6 +204,12 @@ def test_dry_run_estimates_and_leaves_nothing(tmp_path):
     (['--task=character_recognition'], 'needs 62 classes'),
     (['--client_learning_rate_schedule=cosine'], 'needs decay_rounds'),
     (['--from_config=/nowhere.json'], 'is not the config.json of a run'),
+    (['--experiment_name=a/b'], 'must be the name of one'),
+    (['--trackers=nonsense'], '--trackers has nonsense'),
+    (['--feature_shape=8,x'], 'must be whole numbers, as 28,28,1'),
+    # Given, although it is the default.
+    (['--server_optimizer=sgd', '--server_momentum=0'], '--server_momentum'),
+    (['--partition=natural', '--partition_clients=100'], 'is not used by'),
     (['stray'], 'Only flags are expected'),
   ],
 )

@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from absl import flags
 
 from research import finished_run
 from research.training import evaluation
@@ -52,11 +53,15 @@ def test_weights_of_a_checkpoint_are_taken_by_order_and_shape(clients):
 
 def test_unseen_clients_are_test_clients_that_never_trained():
   task = toy.linear_task(toy.random_clients((2, 2, 2)))
-  with pytest.raises(ValueError, match='Every test client'):
+  with pytest.raises(flags.Error, match='every test client'):
     finished_run.select_split(task, 'unseen')
-  with pytest.raises(ValueError, match='no validation data'):
+  with pytest.raises(flags.Error, match='no such data'):
     finished_run.select_split(task, 'validation')
   trained = task.data.train.subset(['client_0', 'client_2'])
   data = dataclasses.replace(task.data, train=trained)
   task = dataclasses.replace(task, data=data)
   assert finished_run.select_split(task, 'unseen').client_ids == ('client_1',)
+  data = dataclasses.replace(data, partition='iid')
+  task = dataclasses.replace(task, data=data)
+  with pytest.raises(flags.Error, match='may have trained'):
+    finished_run.select_split(task, 'unseen')

@@ -9,11 +9,13 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from research.algorithms import fed_avg, fed_sgd, optimizers
+from research.runtime import stock
 from research.training import (
   checkpoint,
   loop,
   metrics,
   progress,
+  run_directory,
   sampling,
   schedules,
 )
@@ -91,6 +93,24 @@ def bits(state):
   return [np.asarray(leaf).tobytes() for leaf in tf.nest.flatten(state)]
 
 
+def test_each_client_and_round_has_its_own_order_of_examples():
+  split = toy.regression_data(toy.random_clients((20, 20))).train
+  config = dataclasses.replace(CONFIG, client_epochs_per_round=1)
+  orders = {
+    (client, round_num, seed): tuple(
+      np.concatenate(
+        loop.client_batches(
+          dataclasses.replace(config, seed=seed), split, client, round_num
+        )
+      )
+    )
+    for client in split.client_ids
+    for round_num in (1, 2)
+    for seed in (0, 1)
+  }
+  assert len(set(orders.values())) == len(orders)
+
+
 def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
   stock_runtime, tmp_path
 ):
@@ -106,6 +126,31 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
   assert bits(resumed) == bits(expected)
   read = [(d / 'metrics.csv').read_bytes() for d in (whole, parts)]
   assert read[0] == read[1]
+
+
+def test_a_resume_without_the_rows_before_it_is_refused(
+  stock_runtime, tmp_path
+):
+  clients = toy.random_clients()
+  run(make_loop(stock_runtime, tmp_path, clients), tmp_path)
+  (tmp_path / 'metrics.csv').unlink()
+  more = dataclasses.replace(CONFIG, total_rounds=6)
+  with pytest.raises(run_directory.ResumeError, match='rows are missing'):
+    run(make_loop(stock_runtime, tmp_path, clients, config=more), tmp_path)
+
+
+@pytest.mark.parametrize('concurrent', [1, 4])
+def test_how_many_clients_train_at_once_changes_no_bit(concurrent, tmp_path):
+  clients = toy.random_clients((7, 5, 9, 4))
+  config = dataclasses.replace(CONFIG, clients_per_round=4)
+  states = []
+  for number in (2, concurrent):
+    directory = tmp_path / str(number)
+    directory.mkdir()
+    with stock.StockRuntime(number) as runtime:
+      training_loop = make_loop(runtime, directory, clients, config=config)
+      states.append(run(training_loop, directory))
+  assert bits(states[0]) == bits(states[1])
 
 
 def test_empty_clients_are_not_asked_and_change_nothing(
@@ -219,5 +264,5 @@ def test_a_checkpoint_of_another_model_is_refused(stock_runtime, tmp_path):
   manager = checkpoint.CheckpointManager(tmp_path / 'checkpoints')
   manager.save(1, [np.zeros([2, 1], np.float32)])
   training_loop = make_loop(stock_runtime, tmp_path, toy.random_clients())
-  with pytest.raises(ValueError, match='leaves of shapes'):
+  with pytest.raises(run_directory.ResumeError, match='leaves of shapes'):
     training_loop.restore()
