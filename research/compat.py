@@ -22,7 +22,7 @@ _workers: list[subprocess.Popen] = []
 class _WorkerPopen(subprocess.Popen):
   """Starts TFF's `worker_binary` so that it cannot outlive this process."""
 
-  def __init__(self, args, **unused_kwargs):
+  def __init__(self, args):
     launcher = [sys.executable, '-I', '-S', str(_LAUNCHER), str(os.getpid())]
     # A session of its own: Ctrl-C reaches the run, which then ends the worker.
     super().__init__(
@@ -32,10 +32,25 @@ class _WorkerPopen(subprocess.Popen):
       _workers.append(self)
 
 
+class _StartWorker:
+  """What TFF calls to start a worker; no worker is an instance of it.
+
+  TFF signals the id of each instance when its factory is collected, by when the
+  worker is gone and its id may be another process's.
+  """
+
+  def __new__(cls, args, **unused_kwargs):
+    return _WorkerPopen(args)
+
+  def __class_getitem__(cls, item):
+    # TFF's annotations say Popen[bytes].
+    return cls
+
+
 class _Subprocess:
   """Stands in for the module `subprocess` inside TFF's executor factory."""
 
-  Popen = _WorkerPopen
+  Popen = _StartWorker
 
 
 def own_worker_processes() -> None:

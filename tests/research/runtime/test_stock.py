@@ -47,13 +47,14 @@ def test_client_data_becomes_the_batches_of_the_split(stock_runtime):
 
 def test_leaving_the_runtime_ends_its_worker():
   with stock.StockRuntime():
+    before = compat.worker_pids()
 
     @tff.tensorflow.computation
     def three():
       return np.int32(3)
 
     assert three() == 3
-    (worker,) = compat.worker_pids()
+    (worker,) = set(compat.worker_pids()) - set(before)
     assert psutil.pid_exists(worker)
   assert compat.worker_pids() == []
   assert not psutil.pid_exists(worker)
@@ -74,7 +75,7 @@ def test_a_launched_process_dies_with_its_parent():
     import os, subprocess, sys, time
     child = subprocess.Popen(
       [sys.executable, '-I', '-S', {str(compat._LAUNCHER)!r}, str(os.getpid()),
-       '/bin/sleep', '60'])
+       '/bin/sleep', '60'], stdout=subprocess.DEVNULL)
     print(child.pid, flush=True)
     time.sleep(60)
   """)
@@ -86,7 +87,7 @@ def test_a_launched_process_dies_with_its_parent():
   while psutil.Process(child).name() != 'sleep' and time.monotonic() < deadline:
     time.sleep(0.05)
   os.kill(parent.pid, signal.SIGKILL)
-  parent.communicate()
+  parent.wait()
   while psutil.pid_exists(child) and time.monotonic() < deadline:
     if psutil.Process(child).status() == psutil.STATUS_ZOMBIE:
       break

@@ -9,7 +9,6 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from research.algorithms import fed_avg, fed_sgd, optimizers
-from research.runtime import stock
 from research.training import (
   checkpoint,
   loop,
@@ -137,20 +136,6 @@ def test_a_resume_without_the_rows_before_it_is_refused(
   more = dataclasses.replace(CONFIG, total_rounds=6)
   with pytest.raises(run_directory.ResumeError, match='rows are missing'):
     run(make_loop(stock_runtime, tmp_path, clients, config=more), tmp_path)
-
-
-@pytest.mark.parametrize('concurrent', [1, 4])
-def test_how_many_clients_train_at_once_changes_no_bit(concurrent, tmp_path):
-  clients = toy.random_clients((7, 5, 9, 4))
-  config = dataclasses.replace(CONFIG, clients_per_round=4)
-  states = []
-  for number in (2, concurrent):
-    directory = tmp_path / str(number)
-    directory.mkdir()
-    with stock.StockRuntime(number) as runtime:
-      training_loop = make_loop(runtime, directory, clients, config=config)
-      states.append(run(training_loop, directory))
-  assert bits(states[0]) == bits(states[1])
 
 
 def test_empty_clients_are_not_asked_and_change_nothing(
