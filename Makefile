@@ -39,7 +39,7 @@ emnist: env ## Train a handwriting model (DATASET= PARTITION= ROUNDS= ARGS=).
 	  --experiment_name=emnist-$(DATASET)-$(PARTITION) $(ARGS)
 
 test: env serving test-data ## Run the default tests (ARGS= for pytest).
-	$(python) -m pytest $(ARGS)
+	$(python) -m pytest -n 2 --dist=loadfile $(ARGS)
 
 test-slow: env serving test-data ## Run the slow tests (ARGS= for pytest).
 	$(python) -m pytest -m slow $(ARGS)

@@ -53,8 +53,10 @@ pip_install() {
 install() {
   pip_install --require-hashes -r requirements/bootstrap.txt
   local files=("${locks[@]/#/--requirement=}")
+  # Compiled here, TensorFlow is imported in half the time, also where Python may
+  # not write its bytecode (PYTHONDONTWRITEBYTECODE).
   if ! "$environment/bin/uv" --system-certs pip install --quiet --no-deps \
-    --require-hashes --python "$environment/bin/python" "${files[@]}"; then
+    --compile-bytecode --require-hashes --python "$environment/bin/python" "${files[@]}"; then
     echo 'uv could not install the packages; trying pip, which is slower.'
     pip_install --require-hashes "${files[@]}"
   fi
