@@ -40,7 +40,14 @@ def export_run(
     run.model,
     verify=lambda directory: parity.check(task, model, directory),
   )
-  card = _card(run, task, model, config, round_num)
+  rows = {row['round']: row for row in metrics_lib.read(run.metrics_csv)}
+  card = _card(
+    run.path.name,
+    task,
+    model.count_params(),
+    rows.get(round_num, {'round': round_num}),
+    config,
+  )
   card['parity'] = exported.verification
   card['signatures'] = exported.signatures
   model_card.write(run.path, card)
@@ -48,18 +55,17 @@ def export_run(
 
 
 def _card(
-  run: run_directory.RunDirectory,
+  name: str,
   task: task_lib.Task,
-  model: tf.keras.Model,
+  parameters: int,
+  metrics: Mapping[str, Any],
   config: Mapping[str, Any],
-  round_num: int,
 ) -> dict[str, Any]:
-  rows = {row['round']: row for row in metrics_lib.read(run.metrics_csv)}
   source = task.data.source
   return {
-    'name': run.path.name,
+    'name': name,
     'task': task.name,
-    'parameters': model.count_params(),
+    'parameters': parameters,
     'data': {
       'name': task.data.name,
       'partition': task.data.partition,
@@ -70,7 +76,7 @@ def _card(
       'sha256': task.data.content_sha256,
     },
     'flags': config['flags'],
-    'metrics': rows.get(round_num, {'round': round_num}),
+    'metrics': metrics,
     'versions': config['versions'],
     'git_revision': config['git_revision'],
   }
