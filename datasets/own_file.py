@@ -7,6 +7,7 @@ Errors name the file, the row and the column.
 import collections
 import dataclasses
 import pathlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -161,6 +162,10 @@ def _labels(
   numbered in alphabetical order.
   """
   texts = _texts(table, column)
+  if re.fullmatch(r'[-+]?\d*\.\d*(e[-+]?\d+)?', texts[0]):
+    raise table.error(
+      0, column, f'{texts[0]!r} is not a class: an integer from 0, or a name'
+    )
   if not texts[0].lstrip('-').isdigit():
     names, y = np.unique(texts, return_inverse=True)
     return y.astype(np.int32), tuple(names.tolist())

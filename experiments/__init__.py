@@ -1,10 +1,7 @@
-"""Runnable experiments; importing this quietens what TensorFlow prints."""
-
-import os
-import warnings
+"""Runnable experiments."""
 
 from absl import logging
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+import datasets  # noqa: F401  (quietens TensorFlow)
+
 logging.set_verbosity(logging.WARNING)

@@ -57,9 +57,12 @@ def main(argv: Sequence[str]) -> None:
   split = finished_run.select_split(run.task, _SPLIT.value)
   summary = summarise(run.evaluator, split)
   print(
-    f'{run.path} after round {run.round_num}: {len(split.client_ids)} clients, '
-    f'{split.total_examples} examples of {run.task.data.name} ({_SPLIT.value})'
+    f'{run.path} after round {run.round_num}, {run.task.data.name} '
+    f'({_SPLIT.value}): {split.total_examples} examples, '
+    f'{len(split.client_ids)} client(s)'
   )
+  if len(split.client_ids) == 1:
+    print('With one client the percentiles are its mean.')
   print('metric'.ljust(10) + ''.join(f'{k:>10}' for k in summary['loss']))
   for name, values in summary.items():
     cells = ''.join(f'{value:>10.4f}' for value in values.values())

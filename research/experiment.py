@@ -66,6 +66,19 @@ def device() -> str:
   return f'{cpu}, {len(names)} threads, {gpus} GPUs'
 
 
+def describe(task: task_lib.Task) -> str:
+  """One line about a task's data."""
+  data = task.data
+  sizes = [f'{data.train.total_examples} training']
+  if data.validation is not None:
+    sizes.append(f'{data.validation.total_examples} validation')
+  sizes.append(f'{data.test.total_examples} test')
+  return (
+    f'{data.name}: {len(data.train.client_ids)} clients ({data.partition}), '
+    f'{", ".join(sizes)} examples, {data.num_classes} classes'
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class FlagGroups:
   """The flag groups of a binary, besides those of its task."""
@@ -138,6 +151,7 @@ class Experiment:
         sampler = groups.training.sampler(task.data.train.client_ids)
       except ValueError as error:
         raise flags.IllegalFlagValueError(str(error)) from error
+      print(describe(task), flush=True)
       config = {
         'binary': binary,
         'flags': flag_values.values(),
@@ -164,7 +178,9 @@ class Experiment:
     done, state = self.loop.restore()
     self.run.write_config(self._config)
     total = self.loop.config.total_rounds
-    if done:
+    if done == total:
+      print(f'{self.run.path} has all of its {total} rounds.')
+    elif done:
       print(f'Resuming {self.run.path} after round {done} of {total}.')
     with contextlib.ExitStack() as stack:
       trackers = trackers_lib.create(

@@ -207,8 +207,11 @@ def parse_with_run(argv: list[str]) -> list[str]:
   if not run_dir:
     return FLAGS(argv)
   config = pathlib.Path(run_dir).expanduser() / 'config.json'
-  if config.is_file():
-    importlib.import_module(read_saved(config)['binary'])
+  if not config.is_file():
+    raise flags.IllegalFlagValueError(
+      f'--run_dir={run_dir}: there is no run, since there is no {config.name}.'
+    )
+  importlib.import_module(read_saved(config)['binary'])
   rest = FLAGS(argv)
   apply_saved(config, other_data_resets=True)
   return rest

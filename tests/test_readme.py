@@ -77,9 +77,17 @@ def test_the_training_commands_run_in_order(tmp_path):
   table.to_csv(tmp_path / 'mine.csv', index=False)
   for number, command in enumerate(TRAINING):
     if 'mine.csv' in command:
-      command += ' --experiment_name=mine --total_rounds=2'
+      command += ' --total_rounds=2'
     result = shell(command, tmp_path, 300)
     assert result.returncode == 0, (number, command, result.stderr)
+  for name in ('first', 'mine'):
+    card = (tmp_path / 'runs' / name / 'model_card.md').read_text()
+    (example,) = re.findall(r'```python\n(.*?)```', card, re.DOTALL)
+    path = tmp_path / 'runs' / name / 'example.py'
+    path.write_text(example)
+    result = shell(f'{sys.executable} {path}', path.parent, 300)
+    assert result.returncode == 0, (name, result.stderr)
+    assert 'probabilities' in result.stdout
 
 
 @pytest.mark.slow

@@ -66,6 +66,7 @@ def _card(
     'name': name,
     'task': task.name,
     'parameters': parameters,
+    'classes': ', '.join(task.class_names) or 'none',
     'data': {
       'name': task.data.name,
       'partition': task.data.partition,

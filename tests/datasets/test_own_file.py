@@ -251,3 +251,10 @@ def test_the_test_split_is_fixed(tmp_path):
   )
   with pytest.raises(ValueError, match='test_fraction must be between'):
     own_file.load(file, own_file.Columns('client_id', 'label'), test_fraction=1)
+
+
+def test_a_column_of_fractions_is_no_label(tmp_path):
+  path = tmp_path / 'own.csv'
+  path.write_text('client_id,label,x\na,0.5,1\nb,1.5,2\n')
+  with pytest.raises(federated_data.DataError, match="'0.5' is not a class"):
+    own_file.load(str(path), own_file.Columns('client_id', 'label', None))

@@ -50,6 +50,7 @@ def test_a_run_leaves_everything_that_it_promises(finished):
   assert list((root / 'first' / 'tensorboard').glob('events.*'))
   assert 'test_accuracy' in result.stdout
   assert str(root / 'first' / 'model') in result.stdout
+  assert 'synthetic_digits: ' in result.stdout.splitlines()[0]
   lines = [line for line in result.stderr.splitlines() if line]
   assert [line.split()[:2] for line in lines] == [
     ['round', f'{i}/4'] for i in (1, 2, 3, 4)
@@ -146,7 +147,7 @@ def test_evaluate_takes_own_data_with_fewer_classes(finished, tmp_path):
     '--split=train',
   )
   assert result.returncode == 0, result.stderr
-  assert '3 clients' in result.stdout
+  assert '3 client(s)' in result.stdout
   loss = float(result.stdout.splitlines()[2].split()[1])
   # Pixels that were not scaled to [0, 1] would give logits of hundreds.
   assert loss < 20
