@@ -15,6 +15,7 @@ from absl import flags, logging
 
 from research import flag_values
 from research import flags as flags_lib
+from research.algorithms import registry
 from research.export import exporter, parity
 from research.runtime import stock
 from research.tasks import task as task_lib
@@ -146,7 +147,7 @@ class Experiment:
     lock = contextlib.nullcontext() if output.dry_run else run
     with interrupts.exit_tidily(advice), lock:
       try:
-        groups.algorithm.get(runtime.loop_implementation)
+        algorithm = groups.algorithm.get(runtime.loop_implementation)
         task = build_task()
         sampler = groups.training.sampler(task.data.train.client_ids)
       except ValueError as error:
@@ -166,7 +167,9 @@ class Experiment:
         flag_values.check_same_data(saved, config['data_sha256'])
       config = _continued(run, config)
       with runtime:
-        loop = _build_loop(task, sampler, runtime, groups, run)
+        loop = _build_loop(
+          task, sampler, runtime, algorithm, groups.training.get(), run
+        )
         yield cls(run, task, loop, output, config)
 
   def train(self) -> Any:
@@ -202,21 +205,21 @@ class Experiment:
         stack.enter_context(progress_lib.Progress(total, done)),
       )
 
-  def plot(self) -> list[pathlib.Path]:
-    """Draws learning curves and the clients' data; returns the files."""
+  def plot(self) -> None:
+    """Draws learning curves and the clients' data."""
     rows = metrics_lib.read(self.run.metrics_csv)
     data = self.task.data
-    files = plots.learning_curves(rows, self.run.plots)
-    path = self.run.plots / 'examples_per_client.png'
-    plots.examples_per_client(data.train, path)
-    files.append(path)
+    plots.learning_curves(rows, self.run.plots)
+    plots.examples_per_client(
+      data.train, self.run.plots / 'examples_per_client.png'
+    )
     if self.task.kind == 'classification':
-      path = self.run.plots / 'labels_per_client.png'
       plots.label_histogram(
-        data.train, data.num_classes, path, self.task.class_names
+        data.train,
+        data.num_classes,
+        self.run.plots / 'labels_per_client.png',
+        self.task.class_names,
       )
-      files.append(path)
-    return files
 
   def export(self, state: Any) -> None:
     """Exports the model of a state with its parity report and model card."""
@@ -282,17 +285,15 @@ def _build_loop(
   task: task_lib.Task,
   sampler: sampling.ClientSampler,
   runtime: stock.StockRuntime,
-  groups: FlagGroups,
+  chosen: tuple[registry.Algorithm, registry.Settings, loop_lib.Schedules],
+  config: loop_lib.LoopConfig,
   run: run_directory.RunDirectory,
 ) -> loop_lib.TrainingLoop:
-  algorithm, settings, schedule = groups.algorithm.get(
-    runtime.loop_implementation
-  )
+  algorithm, settings, schedule = chosen
   logging.info('Algorithm of %s', algorithm.paper)
   process: tff.learning.templates.LearningProcess = runtime.prepare(
     algorithm.build(task.model_fn, settings), task
   )
-  config = groups.training.get()
   checkpoints = checkpoint_lib.CheckpointManager(
     run.checkpoints, config.checkpoints_kept
   )
