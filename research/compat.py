@@ -10,8 +10,43 @@ import subprocess
 import sys
 import threading
 
+import tensorflow_federated as tff
+from tensorflow_federated.python.common_libs import structure
+from tensorflow_federated.python.core.backends.mapreduce import (
+  compiler as mapreduce_compiler,
+)
+from tensorflow_federated.python.core.environments.tensorflow_backend import (
+  tensorflow_tree_transformations as tree_transformations,
+)
+from tensorflow_federated.python.core.impl.compiler import (
+  transformations,
+)
+from tensorflow_federated.python.core.impl.context_stack import context_base
 from tensorflow_federated.python.core.impl.executor_stacks import (
   executor_factory,
+)
+from tensorflow_federated.python.core.impl.types import type_conversions
+from tensorflow_federated.python.core.impl.utils import tensorflow_utils
+from tensorflow_federated.python.tensorflow_libs import serialization_utils
+
+# What the in-process runtime reads of TFF's inside.
+Struct = structure.Struct
+SyncContext = context_base.SyncContext
+to_struct = structure.from_container
+dataset_of = tensorflow_utils.make_data_set_from_elements
+tensor_names = tensorflow_utils.extract_tensor_names_from_binding
+iter_elements = structure.iter_elements
+type_to_py_container = type_conversions.type_to_py_container
+type_to_tf_structure = type_conversions.type_to_tf_structure
+unpack_graph_def = serialization_utils.unpack_graph_def
+
+# Intrinsics with a body of TFF's in terms of others.
+_REPLACED_INTRINSICS = (
+  'federated_mean',
+  'federated_weighted_mean',
+  'generic_divide',
+  'generic_multiply',
+  'generic_plus',
 )
 
 _LAUNCHER = pathlib.Path(__file__).parent / 'runtime' / 'worker_launcher.py'
@@ -86,3 +121,22 @@ def allow_nested_protobuf() -> None:
   except ImportError:
     return
   _message.SetAllowOversizeProtos(True)
+
+
+def call_dominant(computation: tff.Computation):
+  """Compiles a computation to a flat tree of calls.
+
+  Args:
+    computation: Any TFF computation.
+
+  Returns:
+    A building block in call-dominant form, whose local processing is
+    TensorFlow. Means and generic arithmetic are replaced by TFF's own bodies;
+    sums, minima, maxima and everything else stay intrinsics.
+  """
+  block = computation.to_building_block()
+  bodies = tree_transformations._get_intrinsic_reductions()
+  for uri in _REPLACED_INTRINSICS:
+    block, _ = tree_transformations.reduce_intrinsic(block, uri, bodies[uri])
+  block = transformations.to_call_dominant(block)
+  return mapreduce_compiler.compile_local_subcomputations_to_tensorflow(block)

@@ -1,0 +1,244 @@
+"""The examples of a round's clients as a few arrays, without tf.data."""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from research import compat
+from research.runtime import sequences
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClientBatches:
+  """One client's batches: an argument where TFF expects a sequence.
+
+  Attributes:
+    examples: Name to array [examples, ...].
+    order: int32 indices of examples, batch after batch.
+    lengths: int32 [batches], the size of each batch.
+    preprocess: Maps a raw batch to the model's; None is identity.
+  """
+
+  examples: Mapping[str, np.ndarray]
+  order: np.ndarray
+  lengths: np.ndarray
+  preprocess: Callable[[Any], Any] | None = None
+
+
+class RaggedElementsError(ValueError):
+  """Elements of a dataset have shapes that no array can hold."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cohort:
+  """All clients' batches.
+
+  Attributes:
+    components: Arrays [examples of all clients, ...].
+    rows: int32, indices into the components, batch after batch.
+    starts: int32 [batches + 1], where each batch begins in `rows`.
+    clients: int32 [clients + 1], where each client begins in `starts`.
+    fetch: From the components and the indices of a batch to the batch.
+  """
+
+  components: list[np.ndarray]
+  rows: np.ndarray
+  starts: np.ndarray
+  clients: np.ndarray
+  fetch: Callable[[Sequence[tf.Tensor], tf.Tensor], list[tf.Tensor]]
+
+  def __len__(self) -> int:
+    return len(self.clients) - 1
+
+  @property
+  def arrays(self) -> list[np.ndarray]:
+    """All arrays, as `batches` takes them."""
+    return [*self.components, self.rows, self.starts, self.clients]
+
+  @property
+  def layout(self) -> 'Layout':
+    """How the arrays are read; a traced function is for one layout."""
+    return Layout(
+      self.fetch,
+      tuple((array.dtype.name, array.shape[1:]) for array in self.components),
+    )
+
+  @functools.cached_property
+  def lengths(self) -> list[np.ndarray]:
+    """Sizes of the batches of each client."""
+    sizes = np.diff(self.starts)
+    return np.split(sizes, self.clients[1:-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How a cohort's arrays are read, without the arrays.
+
+  Attributes:
+    fetch: See `Cohort`.
+    components: Data type and shape of an example of each component.
+  """
+
+  fetch: Callable[[Sequence[tf.Tensor], tf.Tensor], list[tf.Tensor]]
+  components: tuple[tuple[str, tuple[int, ...]], ...]
+
+  @property
+  def width(self) -> int:
+    """How many arrays there are."""
+    return len(self.components) + 3
+
+  def batches(
+    self, arrays: Sequence[tf.Tensor], client: tf.Tensor
+  ) -> sequences.Ragged:
+    """One client's batches, in a graph that is being traced.
+
+    Args:
+      arrays: What `Cohort.arrays` has become in the graph.
+      client: The client's position.
+
+    Returns:
+      Its batches.
+    """
+    *components, rows, starts, clients = arrays
+    return sequences.Ragged(
+      lambda indices: self.fetch(components, indices),
+      rows,
+      starts,
+      clients[client],
+      clients[client + 1],
+    )
+
+
+def pack(clients: Sequence[Any], element_type: tff.Type) -> Cohort:
+  """Packs what the clients of a round were given for a sequence.
+
+  Args:
+    clients: All `ClientBatches`, or all datasets or lists of elements.
+    element_type: TFF type of a batch.
+
+  Returns:
+    The cohort.
+
+  Raises:
+    RaggedElementsError: If datasets have elements that can't be stacked.
+  """
+  if all(isinstance(client, ClientBatches) for client in clients):
+    return _pack_batches(clients)
+  elements = [_elements(client, element_type) for client in clients]
+  return _pack_elements(elements, element_type)
+
+
+def _pack_batches(clients: Sequence[ClientBatches]) -> Cohort:
+  # The arrays of a split may be shared by its clients: each is taken once.
+  names = list(clients[0].examples)
+  sizes = [len(client.examples[names[0]]) for client in clients]
+  offsets = np.concatenate([[0], np.cumsum(sizes)])
+  rows = [
+    client.order + offset
+    for client, offset in zip(clients, offsets, strict=False)
+  ]
+  lengths = [client.lengths for client in clients]
+  return Cohort(
+    [
+      np.concatenate([np.asarray(c.examples[name]) for c in clients])
+      for name in names
+    ],
+    np.concatenate(rows).astype(np.int32),
+    _starts(np.concatenate(lengths)),
+    _starts([len(sizes) for sizes in lengths]),
+    _gather_and_preprocess(tuple(names), clients[0].preprocess),
+  )
+
+
+def _starts(lengths: Sequence[int]) -> np.ndarray:
+  return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+
+
+@functools.lru_cache(maxsize=64)
+def _gather_and_preprocess(
+  names: tuple[str, ...], preprocess: Callable | None
+) -> Callable:
+  def fetch(components: Sequence[tf.Tensor], indices: tf.Tensor) -> list:
+    batch = collections.OrderedDict(
+      (name, tf.gather(component, indices))
+      for name, component in zip(names, components, strict=True)
+    )
+    return tf.nest.flatten(preprocess(batch) if preprocess else batch)
+
+  return fetch
+
+
+def _gather_rows(components: Sequence[tf.Tensor], indices: tf.Tensor) -> list:
+  return [tf.gather(component, indices) for component in components]
+
+
+def _gather_one(components: Sequence[tf.Tensor], indices: tf.Tensor) -> list:
+  return [tf.gather(component, indices[0]) for component in components]
+
+
+def _elements(client: Any, element_type: tff.Type) -> list[list[np.ndarray]]:
+  """The elements of a dataset or list, each as its flat components."""
+  if isinstance(client, tf.data.Dataset):
+    iterator = client.as_numpy_iterator()
+  elif isinstance(client, ClientBatches):
+    raise TypeError('Give batches for all clients, or datasets for all.')
+  else:
+    iterator = iter(client)
+  container = compat.type_to_tf_structure(element_type)
+  tensors = [t.dtype.as_numpy_dtype for t in tf.nest.flatten(container)]
+  found = []
+  for element in iterator:
+    flat = tf.nest.flatten(element)
+    found.append(
+      [
+        np.asarray(value, None if dtype is object else dtype)
+        for value, dtype in zip(flat, tensors, strict=True)
+      ]
+    )
+  return found
+
+
+def _pack_elements(
+  clients: Sequence[Sequence[list[np.ndarray]]], element_type: tff.Type
+) -> Cohort:
+  flat = [element for client in clients for element in client]
+  counts = [len(client) for client in clients]
+  specs = tf.nest.flatten(compat.type_to_tf_structure(element_type))
+  if not flat:
+    empty = [
+      np.zeros(
+        [0, *(size or 0 for size in spec.shape)], spec.dtype.as_numpy_dtype
+      )
+      for spec in specs
+    ]
+    none = np.zeros(0, np.int32)
+    return Cohort(empty, none, _starts([]), _starts(counts), _gather_one)
+  if all(spec.shape.rank and spec.shape[0] is None for spec in specs):
+    lengths = [{len(value) for value in element} for element in flat]
+    if all(len(sizes) == 1 for sizes in lengths):
+      components = [_join(np.concatenate, values) for values in zip(*flat)]
+      sizes = [sizes.pop() for sizes in lengths]
+      rows = np.arange(sum(sizes), dtype=np.int32)
+      return Cohort(
+        components, rows, _starts(sizes), _starts(counts), _gather_rows
+      )
+  components = [_join(np.stack, values) for values in zip(*flat)]
+  rows = np.arange(len(flat), dtype=np.int32)
+  ones = np.ones(len(flat), np.int32)
+  return Cohort(components, rows, _starts(ones), _starts(counts), _gather_one)
+
+
+def _join(how: Callable, values: Sequence[np.ndarray]) -> np.ndarray:
+  try:
+    return how(values)
+  except ValueError as error:
+    shapes = sorted({value.shape for value in values})
+    raise RaggedElementsError(
+      f'The elements have the shapes {shapes}, which no array can hold.'
+    ) from error

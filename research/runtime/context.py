@@ -1,0 +1,326 @@
+"""Runs TFF computations in this process's own TensorFlow."""
+
+import collections
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+from absl import logging
+
+from research import compat
+from research.runtime import cohort as cohort_lib
+from research.runtime import (
+  loop,
+  planner,
+  program,
+  reductions,
+  scan,
+  tree,
+  vmap,
+)
+
+_COMPUTATIONS_KEPT = 64
+
+
+class InProcessContext(compat.SyncContext):
+  """A TFF context: `tff.framework.set_default_context` takes it.
+
+  Results are NumPy, as those of TFF's own contexts, but for a part named
+  `state`, which stays on the device as tensors.
+  """
+
+  def __init__(self, options: planner.Options):
+    """Prepares the context.
+
+    Args:
+      options: On which device, and how the clients of a round are trained.
+    """
+    self._options = options
+    self._device = f'/{options.device.upper()}:0'
+    self._executables: collections.OrderedDict = collections.OrderedDict()
+
+  def invoke(self, comp: tff.Computation, arg: Any) -> Any:
+    """Runs a computation; called by TFF."""
+    with tf.device(self._device):
+      return self.executable(comp).run(arg)
+
+  def executable(self, computation: tff.Computation) -> 'Executable':
+    """Returns the compiled computation, from a cache if it is there."""
+    key = id(computation)
+    if key not in self._executables:
+      # It keeps the computation, or its id could be another's.
+      self._executables[key] = Executable(computation, self._options)
+      if len(self._executables) > _COMPUTATIONS_KEPT:
+        self._executables.popitem(last=False)
+    self._executables.move_to_end(key)
+    return self._executables[key]
+
+
+class Executable:
+  """A compiled computation.
+
+  Attributes:
+    decisions: How each pass over clients is run.
+  """
+
+  def __init__(self, computation: tff.Computation, options: planner.Options):
+    """Compiles a computation; nothing is traced yet.
+
+    Args:
+      computation: What to run.
+      options: How the clients of a round are trained.
+
+    Raises:
+      tree.UnknownIntrinsicError: If it has an unknown intrinsic.
+      planner.PlanError: If the options don't fit.
+    """
+    self._computation = computation
+    self._signature = computation.type_signature
+    self._program = tree.build(computation)
+    self._servers = [_Server(stage) for stage in self._program.stages]
+    self.decisions: list[planner.Decision] = []
+    self._passes = []
+    for stage in self._program.stages:
+      if stage.clients is None:
+        self._passes.append(None)
+        continue
+      decision = planner.decide(stage.clients, options)
+      self.decisions.append(decision)
+      self._passes.append(_build_plan(stage.clients, decision, options))
+
+  def run(self, argument: Any) -> Any:
+    """Runs the computation on Python values."""
+    env: dict[program.Ref, Any] = {}
+    clients = None
+    if self._signature.parameter is not None:
+      flat, clients = _ingest(argument, self._signature.parameter)
+      for op, value in zip(self._program.arguments, flat, strict=True):
+        env[op.results[0]] = value
+    stages = zip(self._program.stages, self._servers, self._passes, strict=True)
+    for stage, server, plan in stages:
+      server.run(env)
+      if plan is not None:
+        _run_pass(stage.clients, plan, env, clients)
+    for check in self._program.checks:
+      if int(env[check.violated]) > 0:
+        raise tree.SecureSumBoundError(check.message)
+    return self._export(env, clients)
+
+  def _export(self, env: dict[program.Ref, Any], clients: int | None) -> Any:
+    signature = self._signature.result
+    value = _export(self._program.results, signature, env, clients, False)
+    return compat.type_to_py_container(value, signature)
+
+
+def _build_plan(
+  client_pass: program.ClientPass,
+  decision: planner.Decision,
+  options: planner.Options,
+):
+  if decision.plan == planner.SCAN:
+    return scan.Scan(client_pass, options.concurrent_clients)
+  if decision.plan == planner.VMAP:
+    return vmap.Vmap(client_pass, decision.clients_per_chunk, decision.xla)
+  return loop.Loop(client_pass)
+
+
+class _Server:
+  """A stage's work at the server, as one function."""
+
+  def __init__(self, stage: program.Stage):
+    self._stage = stage
+    types = [ref.type_signature for ref in stage.given]
+    self._eagerly = any(op.unsupported for op in stage.ops) or any(
+      isinstance(t, tff.SequenceType) for t in types
+    )
+    self._function = None
+
+  def _traced(self, *given: tf.Tensor) -> list[tf.Tensor]:
+    env = dict(zip(self._stage.given, given, strict=True))
+    program.run(self._stage.ops, env)
+    return [env[ref] for ref in self._stage.made]
+
+  def run(self, env: dict[program.Ref, Any]) -> None:
+    """Runs the work; its results are added to `env`."""
+    if not self._stage.ops:
+      return
+    if self._eagerly:
+      program.run(self._stage.ops, env, eagerly=True)
+      return
+    if self._function is None:
+      specs = [reductions.spec(ref) for ref in self._stage.given]
+      traced = tf.function(self._traced, specs, autograph=False)
+      self._function = traced.get_concrete_function()
+    made = self._function(*(env[ref] for ref in self._stage.given))
+    env.update(zip(self._stage.made, made, strict=True))
+
+
+def _run_pass(
+  client_pass: program.ClientPass,
+  plan: Any,
+  env: dict[program.Ref, Any],
+  clients: int | None,
+) -> None:
+  if clients is None:
+    raise ValueError(
+      'The computation has clients, but no argument says how many there are.'
+    )
+  shared = [env[ref] for ref in client_pass.shared]
+  inputs = [env[ref] for ref in client_pass.inputs]
+  if isinstance(plan, scan.Scan | vmap.Vmap) and not all(
+    tf.is_tensor(value) or isinstance(value, cohort_lib.Cohort)
+    for value in inputs
+  ):
+    # Tensors of the clients that have different shapes can't be stacked.
+    logging.log_first_n(
+      logging.WARNING,
+      'The clients have tensors of different shapes: they are trained one by '
+      'one.',
+      1,
+    )
+    plan = loop.Loop(client_pass)
+  accumulators, kept = plan.run(shared, inputs, clients)
+  reduced = [ref for op in client_pass.reductions for ref in op.results]
+  env.update(zip(reduced, accumulators, strict=True))
+  env.update(zip(client_pass.kept, map(_stacked, kept), strict=True))
+
+
+def _stacked(values: Any) -> Any:
+  """Stacks a tensor per client if they have one shape."""
+  if tf.is_tensor(values):
+    return values
+  if values and len({tuple(value.shape) for value in values}) == 1:
+    return tf.stack(values)
+  return values
+
+
+def _ingest(value: Any, signature: tff.Type) -> tuple[list[Any], int | None]:
+  """Flattens an argument.
+
+  Returns:
+    The flat values, and the number of clients if there is one.
+
+  Raises:
+    ValueError: If two parts have different numbers of clients.
+  """
+  if isinstance(signature, tff.FederatedType):
+    if signature.placement is tff.CLIENTS and not signature.all_equal:
+      return _ingest_clients(value, signature.member), len(value)
+    return _flatten(value, signature.member), None
+  if not isinstance(signature, tff.StructType):
+    return _flatten(value, signature), None
+  flat, found = [], set()
+  for part, member in _parts(value, signature):
+    values, clients = _ingest(part, member)
+    flat += values
+    found |= {clients} - {None}
+  if len(found) > 1:
+    raise ValueError(f'The arguments have {sorted(found)} clients.')
+  return flat, next(iter(found), None)
+
+
+def _parts(value: Any, signature: tff.StructType) -> list[tuple[Any, tff.Type]]:
+  """Pairs the elements of a Python container with their types."""
+  members = list(compat.iter_elements(signature))
+  if isinstance(value, collections.abc.Mapping):
+    return [(value[name], member) for name, member in members]
+  values = [part for _, part in compat.iter_elements(_struct(value))]
+  if len(values) != len(members):
+    raise TypeError(f'{len(values)} values for the type {signature}')
+  types = [member for _, member in members]
+  return list(zip(values, types, strict=True))
+
+
+def _struct(value: Any) -> compat.Struct:
+  return value if isinstance(value, compat.Struct) else compat.to_struct(value)
+
+
+def _flatten(value: Any, signature: tff.Type) -> list[Any]:
+  if isinstance(signature, tff.StructType):
+    return [
+      leaf
+      for part, member in _parts(value, signature)
+      for leaf in _flatten(part, member)
+    ]
+  if isinstance(signature, tff.SequenceType):
+    if not isinstance(value, tf.data.Dataset):
+      value = compat.dataset_of(None, value, signature.element)
+    return [tf.data.experimental.to_variant(value)]
+  return [_tensor(value, signature)]
+
+
+def _tensor(value: Any, signature: tff.TensorType) -> tf.Tensor:
+  dtype = tf.dtypes.as_dtype(signature.dtype)
+  if tf.is_tensor(value) and value.dtype == dtype:
+    return tf.convert_to_tensor(value)
+  return tf.convert_to_tensor(np.asarray(value), dtype)
+
+
+def _ingest_clients(value: Any, signature: tff.Type) -> list[Any]:
+  if isinstance(signature, tff.SequenceType):
+    if isinstance(value, cohort_lib.Cohort):
+      return [value]
+    return [cohort_lib.pack(value, signature.element)]
+  if isinstance(signature, tff.StructType):
+    parts = [_parts(client, signature) for client in value]
+    flat = []
+    for i, (_, member) in enumerate(compat.iter_elements(signature)):
+      flat += _ingest_clients([client[i][0] for client in parts], member)
+    return flat
+  return [_stacked([_tensor(client, signature) for client in value])]
+
+
+def _export(
+  value: Any,
+  signature: tff.Type,
+  env: dict[program.Ref, Any],
+  clients: int | None,
+  on_device: bool,
+) -> Any:
+  """Replaces the references of a result by values."""
+  if isinstance(signature, tff.FederatedType):
+    if signature.placement is tff.CLIENTS and not signature.all_equal:
+      refs = tree.flatten(value)
+      return [
+        _fill(signature.member, refs, env, client) for client in range(clients)
+      ]
+    return _export(value, signature.member, env, clients, on_device)
+  if isinstance(signature, tff.StructType):
+    return compat.Struct(
+      [
+        (
+          name,
+          _export(part, member, env, clients, on_device or name == 'state'),
+        )
+        for (name, part), (_, member) in zip(
+          tree.members(value), compat.iter_elements(signature), strict=True
+        )
+      ]
+    )
+  result = env[value]
+  if isinstance(signature, tff.SequenceType):
+    structure = compat.type_to_tf_structure(signature.element)
+    return tf.data.experimental.from_variant(result, structure)
+  return result if on_device else result.numpy()
+
+
+def _fill(
+  signature: tff.Type,
+  refs: Sequence[program.Ref],
+  env: dict[program.Ref, Any],
+  client: int,
+) -> Any:
+  """One client's result."""
+  values = []
+  for ref in refs:
+    value = env[ref]
+    if isinstance(value, cohort_lib.Cohort):
+      raise NotImplementedError(
+        'A client returns its dataset; --runtime=stock can run this '
+        'computation.'
+      )
+    own = value if ref.placement == program.SERVER else value[client]
+    values.append(own.numpy())
+  return tree.pack(signature, iter(values))

@@ -1,0 +1,354 @@
+"""The plan `vmap`: one program for a chunk of clients, with or without XLA.
+
+Clients whose batches have the same sizes, up to how many there are of each, form
+a group; a group is cut into chunks, and the sums run over all chunks. No batch
+is padded, so metrics and clipping see what they would see in a loop.
+"""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from research.runtime import cohort as cohort_lib
+from research.runtime import pfor_rules, program, reductions, scan, sequences
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segments:
+  """How many batches of which sizes the clients of a chunk have, per sequence.
+
+  Attributes:
+    lengths: Sizes of the batches of one period.
+    counts: int32 [clients, segments], each client's batches of each size.
+    repeats: Periods that every client has.
+    begin: int32 [clients], where a client begins in the cohort's `rows`.
+  """
+
+  lengths: tuple[int, ...]
+  counts: np.ndarray
+  repeats: int
+  begin: np.ndarray
+
+  def form(self, fixed_lengths: bool) -> sequences.Form:
+    """What a function for these clients is traced for."""
+    is_single = tuple((self.counts == 1).all(axis=0).tolist())
+    return sequences.Form(
+      lengths=tuple(n if fixed_lengths else None for n in self.lengths),
+      is_single=is_single,
+      is_uniform=bool((self.counts == self.counts[0]).all()),
+      is_repeated=self.repeats != 1,
+    )
+
+  def take(self, clients: np.ndarray) -> 'Segments':
+    """The segments of some of the clients."""
+    return dataclasses.replace(
+      self, counts=self.counts[clients], begin=self.begin[clients]
+    )
+
+
+def period(lengths: Sequence[int]) -> tuple[tuple[int, ...], list[int], int]:
+  """Describes a client's batch sizes by their shortest period.
+
+  Args:
+    lengths: Sizes of the batches, as 10 10 10 4 10 10 10 4.
+
+  Returns:
+    The sizes of one period's runs, how long each run is, and how often the
+    period comes: (10, 4), [3, 1], 2.
+  """
+  lengths = list(lengths)
+  size = len(lengths)
+  short = next(
+    (
+      n
+      for n in range(1, size + 1)
+      if size % n == 0 and lengths == lengths[:n] * (size // n)
+    ),
+    0,
+  )
+  # Batches of one size are one run, not a period of one batch.
+  if short == 1:
+    return (lengths[0],), [size], 1
+  runs, counts = [], []
+  for length in lengths[:short]:
+    if runs and runs[-1] == length:
+      counts[-1] += 1
+    else:
+      runs.append(length)
+      counts.append(1)
+  return tuple(runs), counts, size // short if short else 0
+
+
+def group(cohort: cohort_lib.Cohort) -> Iterator[tuple[np.ndarray, Segments]]:
+  """Groups clients that one traced function can take.
+
+  Args:
+    cohort: All clients' batches.
+
+  Yields:
+    Positions of a group's clients, and their segments.
+  """
+  begin = cohort.starts[cohort.clients[:-1]]
+  steps = np.diff(cohort.clients)
+  sizes = np.diff(cohort.starts)
+  clients = np.arange(len(cohort))
+  if len(sizes) and (sizes == sizes[0]).all() and (steps > 0).all():
+    yield clients, Segments((int(sizes[0]),), steps[:, None], 1, begin)
+    return
+  groups = collections.defaultdict(list)
+  for client, lengths in enumerate(cohort.lengths):
+    runs, counts, repeats = period(lengths.tolist())
+    groups[runs, repeats].append((client, counts))
+  for (runs, repeats), found in sorted(groups.items()):
+    members = np.array([client for client, _ in found])
+    counts = np.array([count for _, count in found], np.int32)
+    counts = counts.reshape(len(found), len(runs))
+    yield members, Segments(runs, counts, repeats, begin[members])
+
+
+def _bucket(size: int) -> int:
+  """The next power of two: so few shapes are compiled."""
+  return 1 << max(size - 1, 0).bit_length()
+
+
+def _pad(array: np.ndarray, size: int) -> np.ndarray:
+  """Repeats the last row until there are `size`; what is added is not read."""
+  if len(array) == size or not len(array):
+    return array
+  rest = np.broadcast_to(array[-1:], (size - len(array), *array.shape[1:]))
+  return np.concatenate([array, rest])
+
+
+class Vmap:
+  """Runs a pass over clients chunk by chunk, each vectorised.
+
+  Attributes:
+    programs: How many functions were traced or, with XLA, compiled.
+  """
+
+  def __init__(
+    self, client_pass: program.ClientPass, clients_per_chunk: int, xla: bool
+  ):
+    """Prepares the pass.
+
+    Args:
+      client_pass: What the clients do; it must be replayable.
+      clients_per_chunk: Clients that are vectorised at once.
+      xla: Whether XLA compiles the clients' work.
+    """
+    pfor_rules.register()
+    self._pass = client_pass
+    self._chunk = clients_per_chunk
+    self._xla = xla
+    self._functions: dict[Any, Any] = {}
+    self._start = tf.function(self._zeros, autograph=False)
+    self._shapes: set = set()
+
+  @property
+  def programs(self) -> int:
+    return len(self._shapes)
+
+  def _zeros(self, shared: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    known = dict(zip(self._pass.shared, shared, strict=True))
+    return reductions.zeros(self._pass.reductions, known)
+
+  def run(
+    self, shared: Sequence[tf.Tensor], inputs: scan.Inputs, clients: int
+  ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    """Runs all clients.
+
+    Args:
+      shared: Values of the pass's `shared`.
+      inputs: Values of its `inputs`: tensors [clients, ...] and cohorts.
+      clients: How many there are.
+
+    Returns:
+      The accumulators of all reductions end to end, and the kept values
+      [clients, ...].
+    """
+    state = self._start(shared)
+    order, kept = [], []
+    for members, segments in self._chunks(inputs, clients):
+      state, keep = self._run_chunk(shared, inputs, members, segments, state)
+      order.append(members)
+      kept.append(keep)
+    if not self._pass.kept:
+      return state, []
+    back = np.argsort(np.concatenate(order))
+    return state, [
+      tf.gather(tf.concat(parts, axis=0), back)
+      for parts in zip(*kept, strict=True)
+    ]
+
+  def _chunks(
+    self, inputs: scan.Inputs, clients: int
+  ) -> Iterator[tuple[np.ndarray, list[Segments]]]:
+    """Yields the clients of each chunk and their segments per sequence."""
+    groups = [(np.arange(clients), [])]
+    for value in inputs:
+      if isinstance(value, cohort_lib.Cohort):
+        groups = list(_refine(groups, value))
+    for members, segments in groups:
+      for first in range(0, len(members), self._chunk):
+        part = np.arange(first, min(first + self._chunk, len(members)))
+        yield members[part], [s.take(part) for s in segments]
+
+  def _run_chunk(self, shared, inputs, members, segments, state):
+    size = _bucket(len(members)) if self._xla else len(members)
+    padded = _pad(members, size)
+    segments = [
+      dataclasses.replace(
+        s, counts=_pad(s.counts, size), begin=_pad(s.begin, size)
+      )
+      for s in segments
+    ]
+    arrays, own = self._arrays(inputs, padded, size)
+    forms = tuple(s.form(self._xla) for s in segments)
+    dynamic = [
+      value
+      for s in segments
+      for value in (
+        s.begin.astype(np.int32),
+        s.counts.astype(np.int32),
+        np.array(s.lengths, np.int32),
+        s.counts.max(axis=0).astype(np.int32),
+        np.array(s.repeats, np.int32),
+      )
+    ]
+    layout = scan.layouts(inputs)
+    key = (layout, forms, len(members) == size)
+    flat = [*shared, *state, *arrays, *own, *dynamic]
+    if key not in self._functions:
+      self._functions[key] = self._trace(layout, forms, len(members) == size)
+    results = self._call(key, np.array(len(members), np.int32), flat)
+    count = len(state)
+    return results[:count], [value[: len(members)] for value in results[count:]]
+
+  def _call(self, key: Any, clients: np.ndarray, flat: list) -> list:
+    shapes = (key, *(tuple(np.shape(value)) for value in flat))
+    is_new = (
+      shapes not in self._shapes if self._xla else key not in self._shapes
+    )
+    begin = time.monotonic()
+    results = self._functions[key](clients, flat)
+    if is_new:
+      self._shapes.add(shapes if self._xla else key)
+      logging.info(
+        '%s program %d of a pass over clients: %.1f s',
+        'Compiled' if self._xla else 'Traced',
+        self.programs,
+        time.monotonic() - begin,
+      )
+    return results
+
+  def _arrays(self, inputs, members, size):
+    """The cohorts' shared arrays, and the tensors of the chunk's clients."""
+    del size
+    arrays, own = [], []
+    for value in inputs:
+      if isinstance(value, cohort_lib.Cohort):
+        parts = [*value.components, value.rows]
+        if self._xla:
+          parts = [_pad(part, _bucket(len(part))) for part in parts]
+        arrays += parts
+      elif len(members) == len(value) and (members[:-1] < members[1:]).all():
+        own.append(value)
+      else:
+        own.append(tf.gather(value, members))
+    return arrays, own
+
+  def _trace(self, layout, forms, is_full: bool):
+    def function(clients: tf.Tensor, flat: list[tf.Tensor]) -> list[tf.Tensor]:
+      return self._traced(clients, flat, layout, forms, is_full)
+
+    return tf.function(
+      function,
+      autograph=False,
+      jit_compile=self._xla or None,
+      reduce_retracing=not self._xla,
+    )
+
+  def _traced(self, clients, flat, layout, forms, is_full):
+    flat = iter([tf.convert_to_tensor(value) for value in flat])
+    shared = [next(flat) for _ in self._pass.shared]
+    state = [next(flat) for _ in reductions.specs(self._pass.reductions)]
+    cohorts = [part for part in layout if isinstance(part, cohort_lib.Layout)]
+    arrays = [[next(flat) for _ in range(part.width - 2)] for part in cohorts]
+    own = [next(flat) for part in layout if part not in cohorts]
+    dynamic = [[next(flat) for _ in range(5)] for _ in cohorts]
+    elements = (
+      tf.range(tf.shape(dynamic[0][0])[0]) if dynamic else tf.range(clients),
+      tuple(own),
+      tuple((begin, counts) for begin, counts, *_ in dynamic),
+    )
+
+    def one(element: Any) -> tuple[tf.Tensor, ...]:
+      _, own, mine = element
+      values = _inputs(layout, own, mine, arrays, dynamic, forms)
+      contributions, keep = self._pass.client(shared, values)
+      return tuple(
+        tf.identity(value)
+        for value in [*(v for c in contributions for v in c), *keep]
+      )
+
+    outputs = iter(
+      tf.vectorized_map(one, elements, fallback_to_while_loop=False)
+    )
+    contributions = [
+      [next(outputs) for _ in program.contributed(reduction)]
+      for reduction in self._pass.reductions
+    ]
+    new = reductions.add_clients(
+      self._pass.reductions, state, contributions, None if is_full else clients
+    )
+    return [*new, *outputs]
+
+
+def _refine(groups, cohort: cohort_lib.Cohort):
+  """Splits groups so that a further sequence has one form in each, too."""
+  for positions, segments in group(cohort):
+    for members, earlier in groups:
+      common, left, right = np.intersect1d(
+        members, positions, assume_unique=True, return_indices=True
+      )
+      if len(common):
+        yield (
+          common,
+          [
+            *(s.take(left) for s in earlier),
+            segments.take(right),
+          ],
+        )
+
+
+def _inputs(layout, own, mine, arrays, dynamic, forms) -> list[Any]:
+  """One client's tensors and batches, inside of the vectorised function."""
+  own, sequence = iter(own), 0
+  values = []
+  for part in layout:
+    if not isinstance(part, cohort_lib.Layout):
+      values.append(next(own))
+      continue
+    *components, rows = arrays[sequence]
+    begin, counts = mine[sequence]
+    _, _, lengths, longest, repeats = dynamic[sequence]
+    values.append(
+      sequences.Regular(
+        lambda indices, part=part, c=components: part.fetch(c, indices),
+        rows,
+        begin,
+        counts,
+        lengths,
+        longest,
+        repeats,
+        forms[sequence],
+      )
+    )
+    sequence += 1
+  return values
