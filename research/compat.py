@@ -19,6 +19,7 @@ from tensorflow_federated.python.core.environments.tensorflow_backend import (
   tensorflow_tree_transformations as tree_transformations,
 )
 from tensorflow_federated.python.core.impl.compiler import (
+  building_blocks,
   transformations,
 )
 from tensorflow_federated.python.core.impl.context_stack import context_base
@@ -30,6 +31,7 @@ from tensorflow_federated.python.core.impl.utils import tensorflow_utils
 from tensorflow_federated.python.tensorflow_libs import serialization_utils
 
 # What the in-process runtime reads of TFF's inside.
+blocks = building_blocks
 Struct = structure.Struct
 SyncContext = context_base.SyncContext
 to_struct = structure.from_container

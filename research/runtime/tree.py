@@ -113,7 +113,7 @@ class _Builder:
     return pack(signature, iter(refs))
 
   def _evaluate(self, block: Any, env: dict[str, Any]) -> Any:
-    blocks = compat.building_blocks
+    blocks = compat.blocks
     if isinstance(block, blocks.Lambda):
       return lambda argument=None: self._evaluate(
         block.result, {**env, block.parameter_name: argument}
