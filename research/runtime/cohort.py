@@ -56,10 +56,22 @@ class Cohort:
   def __len__(self) -> int:
     return len(self.clients) - 1
 
-  @property
-  def arrays(self) -> list[np.ndarray]:
-    """All arrays, as `batches` takes them."""
-    return [*self.components, self.rows, self.starts, self.clients]
+  @functools.cached_property
+  def tensors(self) -> list[tf.Tensor]:
+    """All arrays on the device, as `Layout.batches` takes them."""
+    arrays = [*self.components, self.rows, self.starts, self.clients]
+    return [tf.convert_to_tensor(array) for array in arrays]
+
+  @functools.cached_property
+  def padded_tensors(self) -> list[tf.Tensor]:
+    """Components and rows on the device, of one of few lengths.
+
+    XLA compiles for each length. What is added is never read.
+    """
+    return [
+      tf.convert_to_tensor(pad(array, bucket(len(array))))
+      for array in [*self.components, self.rows]
+    ]
 
   @property
   def layout(self) -> 'Layout':
@@ -99,7 +111,7 @@ class Layout:
     """One client's batches, in a graph that is being traced.
 
     Args:
-      arrays: What `Cohort.arrays` has become in the graph.
+      arrays: What `Cohort.tensors` has become in the graph.
       client: The client's position.
 
     Returns:
@@ -115,12 +127,27 @@ class Layout:
     )
 
 
-def pack(clients: Sequence[Any], element_type: tff.Type) -> Cohort:
+def bucket(size: int) -> int:
+  """The next power of two: so few shapes are compiled."""
+  return 1 << max(size - 1, 0).bit_length()
+
+
+def pad(array: np.ndarray, size: int) -> np.ndarray:
+  """Repeats the last row until there are `size`."""
+  if len(array) == size or not len(array):
+    return array
+  rest = np.broadcast_to(array[-1:], (size - len(array), *array.shape[1:]))
+  return np.concatenate([array, rest])
+
+
+def pack(
+  clients: Sequence[Any], element_type: tff.Type | None = None
+) -> Cohort:
   """Packs what the clients of a round were given for a sequence.
 
   Args:
     clients: All `ClientBatches`, or all datasets or lists of elements.
-    element_type: TFF type of a batch.
+    element_type: TFF type of a batch, which datasets and lists need.
 
   Returns:
     The cohort.
@@ -222,13 +249,15 @@ def _pack_elements(
   if all(spec.shape.rank and spec.shape[0] is None for spec in specs):
     lengths = [{len(value) for value in element} for element in flat]
     if all(len(sizes) == 1 for sizes in lengths):
-      components = [_join(np.concatenate, values) for values in zip(*flat)]
+      components = [
+        _join(np.concatenate, values) for values in zip(*flat, strict=True)
+      ]
       sizes = [sizes.pop() for sizes in lengths]
       rows = np.arange(sum(sizes), dtype=np.int32)
       return Cohort(
         components, rows, _starts(sizes), _starts(counts), _gather_rows
       )
-  components = [_join(np.stack, values) for values in zip(*flat)]
+  components = [_join(np.stack, values) for values in zip(*flat, strict=True)]
   rows = np.arange(len(flat), dtype=np.int32)
   ones = np.ones(len(flat), np.int32)
   return Cohort(components, rows, _starts(ones), _starts(counts), _gather_one)

@@ -226,15 +226,13 @@ def _parts(value: Any, signature: tff.StructType) -> list[tuple[Any, tff.Type]]:
   members = list(compat.iter_elements(signature))
   if isinstance(value, collections.abc.Mapping):
     return [(value[name], member) for name, member in members]
-  values = [part for _, part in compat.iter_elements(_struct(value))]
+  if type(value) not in (list, tuple):
+    value = compat.to_struct(value)
+  values = list(value)
   if len(values) != len(members):
     raise TypeError(f'{len(values)} values for the type {signature}')
   types = [member for _, member in members]
   return list(zip(values, types, strict=True))
-
-
-def _struct(value: Any) -> compat.Struct:
-  return value if isinstance(value, compat.Struct) else compat.to_struct(value)
 
 
 def _flatten(value: Any, signature: tff.Type) -> list[Any]:

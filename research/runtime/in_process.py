@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,13 @@ class InProcessRuntime:
       lengths=np.array([len(batch) for batch in batches], np.int32),
       preprocess=self._preprocess,
     )
+
+  def cohort(self, clients: Sequence[cohort.ClientBatches]) -> cohort.Cohort:
+    """Packs what `client_data` made of the clients of a round.
+
+    `next` takes the list as well, and packs it then.
+    """
+    return cohort.pack(clients)
 
   def describe(self) -> dict[str, Any]:
     """Where computations run and why; see `registry.Runtime`."""

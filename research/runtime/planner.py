@@ -25,6 +25,10 @@ _CHUNK_BYTES = {'cpu': 2**30, 'gpu': 2**33, 'tpu': 2**32}
 _COPIES = 8
 
 
+# What gradients compute on shapes, which are the same for all clients.
+_OF_SHAPES = frozenset(['DynamicStitch', 'InvertPermutation'])
+
+
 class PlanError(ValueError):
   """A pass can't be run as the flags say."""
 
@@ -107,7 +111,7 @@ def _plan(client_pass: program.ClientPass, options: Options) -> tuple[str, str]:
       )
     return LOOP, reason
   ops = leaf_lib.total_ops(client_pass.leaves)
-  missing = _without_rule(ops)
+  missing = _without_rule(ops, options.device)
   if wanted == VMAP and missing:
     raise PlanError(
       '--client_plan=vmap is not possible: there is no vectorised form of '
@@ -161,11 +165,12 @@ def _describe(client_pass: program.ClientPass) -> str:
   )
 
 
-def _without_rule(ops: Sequence[str]) -> list[str]:
+def _without_rule(ops: Sequence[str], device: str) -> list[str]:
   """Ops that can't be vectorised."""
-  pfor_rules.register()
+  # TensorFlow's CPU kernels have no gradients of grouped convolutions.
+  pfor_rules.register(None if device == 'cpu' else True)
   missing = pfor_rules.missing(op for op in ops if op not in graph.REPLAYED)
-  return [op for op in missing if op != 'DynamicStitch']
+  return [op for op in missing if op not in _OF_SHAPES]
 
 
 def _convolves_on_cpu(ops: Sequence[str], options: Options) -> bool:

@@ -237,10 +237,7 @@ class _Replay:
     before = [variable.value for variable in written]
     final = batches.reduce(
       step,
-      [
-        *(tf.ensure_shape(s, shape) for s, shape in zip(state, shapes)),
-        *before,
-      ],
+      [*map(tf.ensure_shape, state, shapes), *before],
       [*shapes, *(value.shape for value in before)],
     )
     _assign(written, final[count:])

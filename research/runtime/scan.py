@@ -51,8 +51,8 @@ def flatten(inputs: Inputs) -> list[tf.Tensor]:
   flat = []
   for value in inputs:
     is_cohort = isinstance(value, cohort_lib.Cohort)
-    flat += value.arrays if is_cohort else [value]
-  return [tf.convert_to_tensor(array) for array in flat]
+    flat += value.tensors if is_cohort else [value]
+  return flat
 
 
 def at(

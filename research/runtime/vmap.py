@@ -1,14 +1,14 @@
 """The plan `vmap`: one program for a chunk of clients, with or without XLA.
 
-Clients whose batches have the same sizes, up to how many there are of each, form
-a group; a group is cut into chunks, and the sums run over all chunks. No batch
-is padded, so metrics and clipping see what they would see in a loop.
+Clients whose batches have the same sizes, up to how many there are of each,
+form a group; a group is cut into chunks, and the sums run over all chunks. No
+batch is padded, so metrics and clipping see what they would see in a loop.
 """
 
 import collections
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import tensorflow as tf
 from absl import logging
 
 from research.runtime import cohort as cohort_lib
-from research.runtime import pfor_rules, program, reductions, scan, sequences
+from research.runtime import program, reductions, scan, sequences
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,24 +112,12 @@ def group(cohort: cohort_lib.Cohort) -> Iterator[tuple[np.ndarray, Segments]]:
     yield members, Segments(runs, counts, repeats, begin[members])
 
 
-def _bucket(size: int) -> int:
-  """The next power of two: so few shapes are compiled."""
-  return 1 << max(size - 1, 0).bit_length()
-
-
-def _pad(array: np.ndarray, size: int) -> np.ndarray:
-  """Repeats the last row until there are `size`; what is added is not read."""
-  if len(array) == size or not len(array):
-    return array
-  rest = np.broadcast_to(array[-1:], (size - len(array), *array.shape[1:]))
-  return np.concatenate([array, rest])
-
-
 class Vmap:
   """Runs a pass over clients chunk by chunk, each vectorised.
 
   Attributes:
-    programs: How many functions were traced or, with XLA, compiled.
+    programs: How many functions were traced and, with XLA, compiled.
+    start: From the values of `shared` to the accumulators of no clients.
   """
 
   def __init__(
@@ -142,17 +130,15 @@ class Vmap:
       clients_per_chunk: Clients that are vectorised at once.
       xla: Whether XLA compiles the clients' work.
     """
-    pfor_rules.register()
     self._pass = client_pass
     self._chunk = clients_per_chunk
     self._xla = xla
     self._functions: dict[Any, Any] = {}
-    self._start = tf.function(self._zeros, autograph=False)
-    self._shapes: set = set()
+    self.start = tf.function(self._zeros, autograph=False)
 
   @property
   def programs(self) -> int:
-    return len(self._shapes)
+    return len(self._functions)
 
   def _zeros(self, shared: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     known = dict(zip(self._pass.shared, shared, strict=True))
@@ -172,9 +158,9 @@ class Vmap:
       The accumulators of all reductions end to end, and the kept values
       [clients, ...].
     """
-    state = self._start(shared)
+    state = self.start(shared)
     order, kept = [], []
-    for members, segments in self._chunks(inputs, clients):
+    for members, segments in self.chunks(inputs, clients):
       state, keep = self._run_chunk(shared, inputs, members, segments, state)
       order.append(members)
       kept.append(keep)
@@ -186,7 +172,7 @@ class Vmap:
       for parts in zip(*kept, strict=True)
     ]
 
-  def _chunks(
+  def chunks(
     self, inputs: scan.Inputs, clients: int
   ) -> Iterator[tuple[np.ndarray, list[Segments]]]:
     """Yields the clients of each chunk and their segments per sequence."""
@@ -200,82 +186,88 @@ class Vmap:
         yield members[part], [s.take(part) for s in segments]
 
   def _run_chunk(self, shared, inputs, members, segments, state):
-    size = _bucket(len(members)) if self._xla else len(members)
-    padded = _pad(members, size)
-    segments = [
-      dataclasses.replace(
-        s, counts=_pad(s.counts, size), begin=_pad(s.begin, size)
-      )
-      for s in segments
-    ]
-    arrays, own = self._arrays(inputs, padded, size)
-    forms = tuple(s.form(self._xla) for s in segments)
-    dynamic = [
-      value
-      for s in segments
-      for value in (
-        s.begin.astype(np.int32),
-        s.counts.astype(np.int32),
-        np.array(s.lengths, np.int32),
-        s.counts.max(axis=0).astype(np.int32),
-        np.array(s.repeats, np.int32),
-      )
-    ]
-    layout = scan.layouts(inputs)
-    key = (layout, forms, len(members) == size)
-    flat = [*shared, *state, *arrays, *own, *dynamic]
+    key, flat = self.arguments(shared, inputs, members, segments, state)
     if key not in self._functions:
-      self._functions[key] = self._trace(layout, forms, len(members) == size)
-    results = self._call(key, np.array(len(members), np.int32), flat)
+      self._functions[key] = self.trace(key, flat)
+    results = self._functions[key](*flat)
     count = len(state)
     return results[:count], [value[: len(members)] for value in results[count:]]
 
-  def _call(self, key: Any, clients: np.ndarray, flat: list) -> list:
-    shapes = (key, *(tuple(np.shape(value)) for value in flat))
-    is_new = (
-      shapes not in self._shapes if self._xla else key not in self._shapes
-    )
-    begin = time.monotonic()
-    results = self._functions[key](clients, flat)
-    if is_new:
-      self._shapes.add(shapes if self._xla else key)
-      logging.info(
-        '%s program %d of a pass over clients: %.1f s',
-        'Compiled' if self._xla else 'Traced',
-        self.programs,
-        time.monotonic() - begin,
-      )
-    return results
+  def arguments(
+    self,
+    shared: Sequence[tf.Tensor],
+    inputs: scan.Inputs,
+    members: np.ndarray,
+    segments: Sequence[Segments],
+    state: Sequence[tf.Tensor],
+  ) -> tuple[Any, list[tf.Tensor]]:
+    """What a chunk's function is traced for, and its flat arguments.
 
-  def _arrays(self, inputs, members, size):
+    Args:
+      shared: Values of the pass's `shared`.
+      inputs: Values of its `inputs`, of all clients.
+      members: Positions of the chunk's clients.
+      segments: Their batches, per sequence.
+      state: The accumulators.
+
+    Returns:
+      A key of functions, and the arguments.
+    """
+    size = cohort_lib.bucket(len(members)) if self._xla else len(members)
+    is_full = len(members) == size
+    padded = cohort_lib.pad(members, size)
+    arrays, own = self._arrays(inputs, padded)
+    forms = tuple(s.form(self._xla) for s in segments)
+    dynamic = [tensor for s in segments for tensor in _tensors(s, size)]
+    flat = [tf.constant(len(members)), *shared, *state, *arrays, *own, *dynamic]
+    key = (scan.layouts(inputs), forms, is_full)
+    if self._xla:
+      key += tuple(tuple(tensor.shape) for tensor in flat)
+    return key, flat
+
+  def _arrays(self, inputs, members):
     """The cohorts' shared arrays, and the tensors of the chunk's clients."""
-    del size
     arrays, own = [], []
     for value in inputs:
       if isinstance(value, cohort_lib.Cohort):
-        parts = [*value.components, value.rows]
-        if self._xla:
-          parts = [_pad(part, _bucket(len(part))) for part in parts]
-        arrays += parts
-      elif len(members) == len(value) and (members[:-1] < members[1:]).all():
+        arrays += value.padded_tensors if self._xla else value.tensors[:-2]
+      elif len(members) == len(value) and (np.diff(members) == 1).all():
         own.append(value)
       else:
         own.append(tf.gather(value, members))
     return arrays, own
 
-  def _trace(self, layout, forms, is_full: bool):
-    def function(clients: tf.Tensor, flat: list[tf.Tensor]) -> list[tf.Tensor]:
+  def trace(self, key: Any, flat: Sequence[tf.Tensor]) -> Any:
+    """Traces the function of a chunk; see `arguments`."""
+    layout, forms, is_full = key[:3]
+
+    def function(clients: tf.Tensor, *flat: tf.Tensor) -> list[tf.Tensor]:
       return self._traced(clients, flat, layout, forms, is_full)
 
-    return tf.function(
-      function,
-      autograph=False,
-      jit_compile=self._xla or None,
-      reduce_retracing=not self._xla,
+    fixed = (
+      1 + len(self._pass.shared) + len(reductions.specs(self._pass.reductions))
     )
+    specs = [
+      tf.TensorSpec(tensor.shape, tensor.dtype)
+      if self._xla or index < fixed or not tensor.shape.rank
+      else tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype)
+      for index, tensor in enumerate(flat)
+    ]
+    begin = time.monotonic()
+    traced = tf.function(
+      function, specs, autograph=False, jit_compile=self._xla or None
+    )
+    traced.get_concrete_function()
+    logging.info(
+      'Traced program %d of a pass over clients in %.1f s%s',
+      len(self._functions) + 1,
+      time.monotonic() - begin,
+      '; XLA compiles it now' if self._xla else '',
+    )
+    return traced
 
   def _traced(self, clients, flat, layout, forms, is_full):
-    flat = iter([tf.convert_to_tensor(value) for value in flat])
+    flat = iter(flat)
     shared = [next(flat) for _ in self._pass.shared]
     state = [next(flat) for _ in reductions.specs(self._pass.reductions)]
     cohorts = [part for part in layout if isinstance(part, cohort_lib.Layout)]
@@ -297,9 +289,7 @@ class Vmap:
         for value in [*(v for c in contributions for v in c), *keep]
       )
 
-    outputs = iter(
-      tf.vectorized_map(one, elements, fallback_to_while_loop=False)
-    )
+    outputs = iter(_map(one, elements))
     contributions = [
       [next(outputs) for _ in program.contributed(reduction)]
       for reduction in self._pass.reductions
@@ -308,6 +298,28 @@ class Vmap:
       self._pass.reductions, state, contributions, None if is_full else clients
     )
     return [*new, *outputs]
+
+
+def _map(one: Callable, elements: Any) -> Sequence[tf.Tensor]:
+  """Vectorises a function, unless there is just one client."""
+  if elements[0].shape[0] != 1:
+    return tf.vectorized_map(one, elements, fallback_to_while_loop=False)
+  first = tf.nest.map_structure(lambda tensor: tensor[0], elements)
+  return [tf.expand_dims(tensor, 0) for tensor in one(first)]
+
+
+def _tensors(segments: Segments, size: int) -> list[tf.Tensor]:
+  """What changes of a chunk's segments, for `size` clients."""
+  return [
+    tf.constant(array, tf.int32)
+    for array in (
+      cohort_lib.pad(segments.begin, size),
+      cohort_lib.pad(segments.counts, size),
+      np.array(segments.lengths, np.int32),
+      segments.counts.max(axis=0),
+      segments.repeats,
+    )
+  ]
 
 
 def _refine(groups, cohort: cohort_lib.Cohort):
