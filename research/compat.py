@@ -9,7 +9,10 @@ import pathlib
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
+from typing import Any
 
+import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow_federated.python.common_libs import structure
 from tensorflow_federated.python.core.backends.mapreduce import (
@@ -142,3 +145,12 @@ def call_dominant(computation: tff.Computation):
     block, _ = tree_transformations.reduce_intrinsic(block, uri, bodies[uri])
   block = transformations.to_call_dominant(block)
   return mapreduce_compiler.compile_local_subcomputations_to_tensorflow(block)
+
+
+def call_flat(function: Any, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+  """Calls a concrete function on flat tensors.
+
+  The public call binds and checks each argument in Python, which for small
+  models takes longer than their computation.
+  """
+  return function._call_flat(list(tensors), function.captured_inputs)

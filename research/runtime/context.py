@@ -153,7 +153,8 @@ class _Server:
       specs = [reductions.spec(ref) for ref in self._stage.given]
       traced = tf.function(self._traced, specs, autograph=False)
       self._function = traced.get_concrete_function()
-    made = self._function(*(env[ref] for ref in self._stage.given))
+    given = [env[ref] for ref in self._stage.given]
+    made = compat.call_flat(self._function, given)
     env.update(zip(self._stage.made, made, strict=True))
 
 
@@ -226,9 +227,14 @@ def _parts(value: Any, signature: tff.StructType) -> list[tuple[Any, tff.Type]]:
   members = list(compat.iter_elements(signature))
   if isinstance(value, collections.abc.Mapping):
     return [(value[name], member) for name, member in members]
-  if type(value) not in (list, tuple):
-    value = compat.to_struct(value)
-  values = list(value)
+  names = [name for name, _ in members]
+  if type(value) in (list, tuple):
+    values = value
+  elif all(name and hasattr(value, name) for name in names):
+    # As the states of TFF's learning processes.
+    values = [getattr(value, name) for name in names]
+  else:
+    values = list(compat.to_struct(value))
   if len(values) != len(members):
     raise TypeError(f'{len(values)} values for the type {signature}')
   types = [member for _, member in members]

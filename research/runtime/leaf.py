@@ -121,9 +121,8 @@ class Leaf:
     if self._token:
       values.append(tf.constant(''))
     if initialize is not None:
-      initialize._call_flat(values, initialize.captured_inputs)
-    # The public call formats all arguments for an error that never comes.
-    return function._call_flat(values, function.captured_inputs)
+      compat.call_flat(initialize, values)
+    return compat.call_flat(function, values)
 
   def _wrap(self):
     """Imports the graph as a function and, if it has one, its initialiser."""

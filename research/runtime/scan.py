@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from research import compat
 from research.runtime import cohort as cohort_lib
 from research.runtime import program, reductions
 
@@ -119,7 +120,9 @@ class Scan:
     layout, arrays = layouts(inputs), flatten(inputs)
     if layout not in self._functions:
       self._functions[layout] = self._trace(layout, arrays)
-    results = self._functions[layout](tf.constant(clients), *shared, *arrays)
+    results = compat.call_flat(
+      self._functions[layout], [tf.constant(clients), *shared, *arrays]
+    )
     count = len(results) - len(self._pass.kept)
     return list(results[:count]), list(results[count:])
 

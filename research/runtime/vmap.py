@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from research import compat
 from research.runtime import cohort as cohort_lib
 from research.runtime import program, reductions, scan, sequences
 
@@ -189,7 +190,9 @@ class Vmap:
     key, flat = self.arguments(shared, inputs, members, segments, state)
     if key not in self._functions:
       self._functions[key] = self.trace(key, flat)
-    results = self._functions[key](*flat)
+    results = compat.call_flat(
+      self._functions[key].get_concrete_function(), flat
+    )
     count = len(state)
     return results[:count], [value[: len(members)] for value in results[count:]]
 
