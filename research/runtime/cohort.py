@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -44,14 +45,14 @@ class Cohort:
     rows: int32, indices into the components, batch after batch.
     starts: int32 [batches + 1], where each batch begins in `rows`.
     clients: int32 [clients + 1], where each client begins in `starts`.
-    fetch: From the components and the indices of a batch to the batch.
+    finish: From a batch's rows of the components to the batch, flat.
   """
 
   components: list[np.ndarray]
   rows: np.ndarray
   starts: np.ndarray
   clients: np.ndarray
-  fetch: Callable[[Sequence[tf.Tensor], tf.Tensor], list[tf.Tensor]]
+  finish: Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]
 
   def __len__(self) -> int:
     return len(self.clients) - 1
@@ -73,11 +74,41 @@ class Cohort:
       for array in [*self.components, self.rows]
     ]
 
+  @functools.cached_property
+  def block_shape(self) -> tuple[int, int] | None:
+    """Batches per client and their size, if all examples lie in this order."""
+    sizes, steps = np.diff(self.starts), np.diff(self.clients)
+    if not len(sizes) or (sizes != sizes[0]).any() or (steps != steps[0]).any():
+      return None
+    if not np.array_equal(self.rows, np.arange(len(self.components[0]))):
+      return None
+    return int(steps[0]), int(sizes[0])
+
+  def blocks(self, clients: int) -> list[tf.Tensor]:
+    """Components [clients, batches, examples, ...], for a `block_shape`.
+
+    Args:
+      clients: How many to make it, by repeating the last rows.
+    """
+    if clients not in self._blocks:
+      shape = clients, *self.block_shape
+      self._blocks[clients] = [
+        tf.convert_to_tensor(
+          pad(array, math.prod(shape)).reshape([*shape, *array.shape[1:]])
+        )
+        for array in self.components
+      ]
+    return self._blocks[clients]
+
+  @functools.cached_property
+  def _blocks(self) -> dict[int, list[tf.Tensor]]:
+    return {}
+
   @property
   def layout(self) -> 'Layout':
     """How the arrays are read; a traced function is for one layout."""
     return Layout(
-      self.fetch,
+      self.finish,
       tuple((array.dtype.name, array.shape[1:]) for array in self.components),
     )
 
@@ -93,17 +124,23 @@ class Layout:
   """How a cohort's arrays are read, without the arrays.
 
   Attributes:
-    fetch: See `Cohort`.
+    finish: See `Cohort`.
     components: Data type and shape of an example of each component.
   """
 
-  fetch: Callable[[Sequence[tf.Tensor], tf.Tensor], list[tf.Tensor]]
+  finish: Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]
   components: tuple[tuple[str, tuple[int, ...]], ...]
 
   @property
   def width(self) -> int:
     """How many arrays there are."""
     return len(self.components) + 3
+
+  def fetch(
+    self, components: Sequence[tf.Tensor], indices: tf.Tensor
+  ) -> list[tf.Tensor]:
+    """The batch with the given rows of the components."""
+    return self.finish([tf.gather(array, indices) for array in components])
 
   def batches(
     self, arrays: Sequence[tf.Tensor], client: tf.Tensor
@@ -162,24 +199,32 @@ def pack(
 
 
 def _pack_batches(clients: Sequence[ClientBatches]) -> Cohort:
-  # The arrays of a split may be shared by its clients: each is taken once.
   names = list(clients[0].examples)
-  sizes = [len(client.examples[names[0]]) for client in clients]
-  offsets = np.concatenate([[0], np.cumsum(sizes)])
-  rows = [
-    client.order + offset
-    for client, offset in zip(clients, offsets, strict=False)
-  ]
+  orders = [client.order for client in clients]
   lengths = [client.lengths for client in clients]
-  return Cohort(
-    [
-      np.concatenate([np.asarray(c.examples[name]) for c in clients])
+  sizes = [len(client.examples[names[0]]) for client in clients]
+  if sum(map(len, orders)) <= sum(sizes):
+    # One epoch: in order of their use, no example is looked up later.
+    components = [
+      np.concatenate(
+        [client.examples[name][client.order] for client in clients]
+      )
       for name in names
-    ],
-    np.concatenate(rows).astype(np.int32),
+    ]
+    rows = np.arange(len(components[0]), dtype=np.int32)
+  else:
+    components = [
+      np.concatenate([client.examples[name] for client in clients])
+      for name in names
+    ]
+    offsets = np.repeat(np.cumsum([0, *sizes[:-1]]), [len(o) for o in orders])
+    rows = (np.concatenate(orders) + offsets).astype(np.int32)
+  return Cohort(
+    components,
+    rows,
     _starts(np.concatenate(lengths)),
     _starts([len(sizes) for sizes in lengths]),
-    _gather_and_preprocess(tuple(names), clients[0].preprocess),
+    _preprocess(tuple(names), clients[0].preprocess),
   )
 
 
@@ -188,25 +233,20 @@ def _starts(lengths: Sequence[int]) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def _gather_and_preprocess(
-  names: tuple[str, ...], preprocess: Callable | None
-) -> Callable:
-  def fetch(components: Sequence[tf.Tensor], indices: tf.Tensor) -> list:
-    batch = collections.OrderedDict(
-      (name, tf.gather(component, indices))
-      for name, component in zip(names, components, strict=True)
-    )
-    return tf.nest.flatten(preprocess(batch) if preprocess else batch)
+def _preprocess(names: tuple[str, ...], preprocess: Callable | None):
+  def finish(batch: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    named = collections.OrderedDict(zip(names, batch, strict=True))
+    return tf.nest.flatten(preprocess(named) if preprocess else named)
 
-  return fetch
+  return finish
 
 
-def _gather_rows(components: Sequence[tf.Tensor], indices: tf.Tensor) -> list:
-  return [tf.gather(component, indices) for component in components]
+def _whole(batch: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+  return list(batch)
 
 
-def _gather_one(components: Sequence[tf.Tensor], indices: tf.Tensor) -> list:
-  return [tf.gather(component, indices[0]) for component in components]
+def _only_one(batch: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+  return [array[0] for array in batch]
 
 
 def _elements(client: Any, element_type: tff.Type) -> list[list[np.ndarray]]:
@@ -245,7 +285,7 @@ def _pack_elements(
       for spec in specs
     ]
     none = np.zeros(0, np.int32)
-    return Cohort(empty, none, _starts([]), _starts(counts), _gather_one)
+    return Cohort(empty, none, _starts([]), _starts(counts), _only_one)
   if all(spec.shape.rank and spec.shape[0] is None for spec in specs):
     lengths = [{len(value) for value in element} for element in flat]
     if all(len(sizes) == 1 for sizes in lengths):
@@ -254,13 +294,11 @@ def _pack_elements(
       ]
       sizes = [sizes.pop() for sizes in lengths]
       rows = np.arange(sum(sizes), dtype=np.int32)
-      return Cohort(
-        components, rows, _starts(sizes), _starts(counts), _gather_rows
-      )
+      return Cohort(components, rows, _starts(sizes), _starts(counts), _whole)
   components = [_join(np.stack, values) for values in zip(*flat, strict=True)]
   rows = np.arange(len(flat), dtype=np.int32)
   ones = np.ones(len(flat), np.int32)
-  return Cohort(components, rows, _starts(ones), _starts(counts), _gather_one)
+  return Cohort(components, rows, _starts(ones), _starts(counts), _only_one)
 
 
 def _join(how: Callable, values: Sequence[np.ndarray]) -> np.ndarray:

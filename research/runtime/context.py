@@ -1,7 +1,7 @@
 """Runs TFF computations in this process's own TensorFlow."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,7 @@ class Executable:
     self._computation = computation
     self._signature = computation.type_signature
     self._program = tree.build(computation)
+    self._export = _exporter(self._program.results, self._signature.result)
     self._servers = [_Server(stage) for stage in self._program.stages]
     self.decisions: list[planner.Decision] = []
     self._passes = []
@@ -107,11 +108,6 @@ class Executable:
       if int(env[check.violated]) > 0:
         raise tree.SecureSumBoundError(check.message)
     return self._export(env, clients)
-
-  def _export(self, env: dict[program.Ref, Any], clients: int | None) -> Any:
-    signature = self._signature.result
-    value = _export(self._program.results, signature, env, clients, False)
-    return compat.type_to_py_container(value, signature)
 
 
 def _build_plan(
@@ -276,55 +272,67 @@ def _ingest_clients(value: Any, signature: tff.Type) -> list[Any]:
   return [_stacked([_tensor(client, signature) for client in value])]
 
 
-def _export(
-  value: Any,
-  signature: tff.Type,
-  env: dict[program.Ref, Any],
-  clients: int | None,
-  on_device: bool,
-) -> Any:
-  """Replaces the references of a result by values."""
+def _exporter(
+  value: Any, signature: tff.Type, stays: bool = False
+) -> Callable[[dict[program.Ref, Any], int | None], Any]:
+  """Builds what makes a Python result of the values of references.
+
+  TFF's own conversion examines types and containers in each round, which for
+  small models takes longer than their computation.
+  """
   if isinstance(signature, tff.FederatedType):
     if signature.placement is tff.CLIENTS and not signature.all_equal:
-      refs = tree.flatten(value)
-      return [
-        _fill(signature.member, refs, env, client) for client in range(clients)
-      ]
-    return _export(value, signature.member, env, clients, on_device)
+      one = _client_exporter(value, signature.member)
+      return lambda env, clients: [one(env, i) for i in range(clients)]
+    return _exporter(value, signature.member, stays)
   if isinstance(signature, tff.StructType):
-    return compat.Struct(
-      [
-        (
-          name,
-          _export(part, member, env, clients, on_device or name == 'state'),
-        )
-        for (name, part), (_, member) in zip(
-          tree.members(value), compat.iter_elements(signature), strict=True
-        )
-      ]
-    )
-  result = env[value]
+    parts = [
+      _exporter(part, member, stays or name == 'state')
+      for (name, part), (_, member) in zip(
+        tree.members(value), compat.iter_elements(signature), strict=True
+      )
+    ]
+    build = _container(signature)
+    return lambda env, clients: build([part(env, clients) for part in parts])
   if isinstance(signature, tff.SequenceType):
     structure = compat.type_to_tf_structure(signature.element)
-    return tf.data.experimental.from_variant(result, structure)
-  return result if on_device else result.numpy()
+    return lambda env, _: tf.data.experimental.from_variant(
+      env[value], structure
+    )
+  if stays:
+    return lambda env, _: env[value]
+  return lambda env, _: env[value].numpy()
 
 
-def _fill(
-  signature: tff.Type,
-  refs: Sequence[program.Ref],
-  env: dict[program.Ref, Any],
-  client: int,
-) -> Any:
-  """One client's result."""
-  values = []
-  for ref in refs:
-    value = env[ref]
-    if isinstance(value, cohort_lib.Cohort):
-      raise NotImplementedError(
-        'A client returns its dataset; --runtime=stock can run this '
-        'computation.'
+def _client_exporter(
+  value: Any, signature: tff.Type
+) -> Callable[[dict[program.Ref, Any], int], Any]:
+  """Builds what makes one client's result, by the client's position."""
+  if isinstance(signature, tff.StructType):
+    parts = [
+      _client_exporter(part, member)
+      for (_, part), (_, member) in zip(
+        tree.members(value), compat.iter_elements(signature), strict=True
       )
-    own = value if ref.placement == program.SERVER else value[client]
-    values.append(own.numpy())
-  return tree.pack(signature, iter(values))
+    ]
+    build = _container(signature)
+    return lambda env, client: build([part(env, client) for part in parts])
+  if isinstance(signature, tff.SequenceType):
+    raise NotImplementedError(
+      'A client returns a dataset; --runtime=stock can run this computation.'
+    )
+  if value.placement == program.SERVER:
+    return lambda env, _: env[value].numpy()
+  return lambda env, client: env[value][client].numpy()
+
+
+def _container(signature: tff.StructType) -> Callable[[list[Any]], Any]:
+  """Builds what arranges elements in the container that a type names."""
+  names = [name for name, _ in compat.iter_elements(signature)]
+  container = getattr(signature, 'python_container', None)
+  if all(name is None for name in names):
+    return container or tuple
+  if container is None or issubclass(container, collections.abc.Mapping):
+    make = container or collections.OrderedDict
+    return lambda values: make(zip(names, values, strict=True))
+  return lambda values: container(**dict(zip(names, values, strict=True)))

@@ -57,6 +57,18 @@ def _loop(
   return list(final[1:])
 
 
+def _differ(state: Sequence[tf.Tensor], own: tf.Tensor) -> list[tf.Tensor]:
+  """Tells pfor that the state will differ between clients.
+
+  It would find out by itself, by tracing again.
+
+  Args:
+    state: The state.
+    own: A scalar of the client's own, at least 0.
+  """
+  return [tf.where(own >= 0, value, value) for value in state]
+
+
 class Ragged:
   """Batches of any sizes, one after the other.
 
@@ -154,9 +166,7 @@ class Regular:
 
   def reduce(self, step: Step, state, shapes) -> list[tf.Tensor]:
     """See `replay.Batches`."""
-    # Selecting by a value of the client's own tells pfor that the state will
-    # differ between clients; otherwise it finds out by tracing again.
-    state = [tf.where(self._begin >= 0, value, value) for value in state]
+    state = _differ(state, self._begin)
     shapes = [tf.TensorShape([]), *shapes]
 
     def one_period(unused_t: tf.Tensor, *state: tf.Tensor) -> list:
@@ -184,6 +194,39 @@ class Regular:
       return body(tf.constant(0), *state)
     counts = self._longest if self._form.is_uniform else self._counts
     return _loop(counts[segment], body, state, shapes)
+
+
+class Blocks:
+  """Batches of one size that lie one after the other, to be vectorised.
+
+  All clients have equally many: [batches, examples, ...] of each component.
+  """
+
+  def __init__(
+    self,
+    finish: Callable[[Sequence[tf.Tensor]], list[tf.Tensor]],
+    components: Sequence[tf.Tensor],
+    own: tf.Tensor,
+  ):
+    """Describes one client's batches.
+
+    Args:
+      finish: From a batch's rows of the components to the batch.
+      components: Its rows, [batches, examples, ...].
+      own: Any integer scalar of the client's own, at least 0.
+    """
+    self._finish, self._components, self._own = finish, components, own
+
+  def reduce(self, step: Step, state, shapes) -> list[tf.Tensor]:
+    """See `replay.Batches`."""
+
+    def body(t: int | tf.Tensor, *state: tf.Tensor) -> list:
+      return step(state, self._finish([array[t] for array in self._components]))
+
+    count = self._components[0].shape[0]
+    if count == 1:
+      return body(0, *state)
+    return _loop(tf.constant(count), body, _differ(state, self._own), shapes)
 
 
 class Selected:

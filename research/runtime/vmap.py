@@ -118,7 +118,6 @@ class Vmap:
 
   Attributes:
     programs: How many functions were traced and, with XLA, compiled.
-    start: From the values of `shared` to the accumulators of no clients.
   """
 
   def __init__(
@@ -135,13 +134,22 @@ class Vmap:
     self._chunk = clients_per_chunk
     self._xla = xla
     self._functions: dict[Any, Any] = {}
-    self.start = tf.function(self._zeros, autograph=False)
+    specs = [reductions.spec(ref) for ref in client_pass.shared]
+    self._zero = tf.function(self._zeros, specs, autograph=False)
 
   @property
   def programs(self) -> int:
     return len(self._functions)
 
-  def _zeros(self, shared: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+  def start(self, shared: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """The accumulators of no clients.
+
+    Args:
+      shared: Values of the pass's `shared`.
+    """
+    return compat.call_flat(self._zero.get_concrete_function(), shared)
+
+  def _zeros(self, *shared: tf.Tensor) -> list[tf.Tensor]:
     known = dict(zip(self._pass.shared, shared, strict=True))
     return reductions.zeros(self._pass.reductions, known)
 
@@ -219,21 +227,32 @@ class Vmap:
     size = cohort_lib.bucket(len(members)) if self._xla else len(members)
     is_full = len(members) == size
     padded = cohort_lib.pad(members, size)
-    arrays, own = self._arrays(inputs, padded)
-    forms = tuple(s.form(self._xla) for s in segments)
+    blocks = [
+      value.block_shape is not None and len(members) == len(value)
+      for value in inputs
+      if isinstance(value, cohort_lib.Cohort)
+    ]
+    arrays, own = self._arrays(inputs, padded, iter(blocks))
+    forms = tuple(
+      None if is_block else s.form(self._xla)
+      for s, is_block in zip(segments, blocks, strict=True)
+    )
     dynamic = [tensor for s in segments for tensor in _tensors(s, size)]
     flat = [tf.constant(len(members)), *shared, *state, *arrays, *own, *dynamic]
-    key = (scan.layouts(inputs), forms, is_full)
-    if self._xla:
-      key += tuple(tuple(tensor.shape) for tensor in flat)
-    return key, flat
+    # XLA and blocks are traced for the very shapes.
+    exact = flat if self._xla else [a for a in arrays if any(blocks)]
+    shapes = tuple(tuple(tensor.shape)[not self._xla :] for tensor in exact)
+    return (scan.layouts(inputs), forms, is_full, shapes), flat
 
-  def _arrays(self, inputs, members):
+  def _arrays(self, inputs, members, blocks):
     """The cohorts' shared arrays, and the tensors of the chunk's clients."""
     arrays, own = [], []
     for value in inputs:
       if isinstance(value, cohort_lib.Cohort):
-        arrays += value.padded_tensors if self._xla else value.tensors[:-2]
+        if next(blocks):
+          arrays += value.blocks(len(members))
+        else:
+          arrays += value.padded_tensors if self._xla else value.tensors[:-2]
       elif len(members) == len(value) and (np.diff(members) == 1).all():
         own.append(value)
       else:
@@ -274,13 +293,21 @@ class Vmap:
     shared = [next(flat) for _ in self._pass.shared]
     state = [next(flat) for _ in reductions.specs(self._pass.reductions)]
     cohorts = [part for part in layout if isinstance(part, cohort_lib.Layout)]
-    arrays = [[next(flat) for _ in range(part.width - 2)] for part in cohorts]
+    arrays = [
+      [next(flat) for _ in range(len(part.components) + (form is not None))]
+      for part, form in zip(cohorts, forms, strict=True)
+    ]
     own = [next(flat) for part in layout if part not in cohorts]
     dynamic = [[next(flat) for _ in range(5)] for _ in cohorts]
     elements = (
       tf.range(tf.shape(dynamic[0][0])[0]) if dynamic else tf.range(clients),
       tuple(own),
-      tuple((begin, counts) for begin, counts, *_ in dynamic),
+      tuple(
+        (begin, counts, () if form else tuple(blocks))
+        for (begin, counts, *_), form, blocks in zip(
+          dynamic, forms, arrays, strict=True
+        )
+      ),
     )
 
     def one(element: Any) -> tuple[tf.Tensor, ...]:
@@ -350,8 +377,12 @@ def _inputs(layout, own, mine, arrays, dynamic, forms) -> list[Any]:
     if not isinstance(part, cohort_lib.Layout):
       values.append(next(own))
       continue
+    begin, counts, blocks = mine[sequence]
+    if forms[sequence] is None:
+      values.append(sequences.Blocks(part.finish, blocks, begin))
+      sequence += 1
+      continue
     *components, rows = arrays[sequence]
-    begin, counts = mine[sequence]
     _, _, lengths, longest, repeats = dynamic[sequence]
     values.append(
       sequences.Regular(
