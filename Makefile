@@ -24,7 +24,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 python := .venv/bin/python
 .DEFAULT_GOAL := help
 .PHONY: help emnist test test-slow test-data lint format doctor lock \
-  lock-check env serving clean
+  lock-check env serving xla-cpu xla-tpu xla-gpu benchmark clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' \
@@ -39,6 +39,8 @@ emnist: env ## Train a handwriting model (DATASET= PARTITION= ROUNDS= ARGS=).
 	  --experiment_name=emnist-$(DATASET)-$(PARTITION) $(ARGS)
 
 test: env serving test-data ## Run the default tests (ARGS= for pytest).
+	@$(MAKE) --no-print-directory xla-cpu || \
+	  echo 'Without .venv-xla-cpu exported programs are not run in jax.'
 	$(python) -m pytest -n 2 --dist=loadfile $(ARGS)
 
 test-slow: env serving test-data ## Run the slow tests (ARGS= for pytest).
@@ -70,6 +72,18 @@ env: ## Make .venv (PYTHON= EXTRAS=bert, ray, gpu).
 serving: ## Make .venv-serving, which proves exports without TensorFlow.
 	@PYTHON=$(PYTHON) requirements/set_up.sh .venv-serving serving
 
+xla-cpu: ## Make .venv-xla-cpu, which runs exported programs in a current jax.
+	@PYTHON= requirements/set_up.sh .venv-xla-cpu xla_cpu
+
+xla-tpu: ## Make .venv-xla-tpu, the compiler for TPUs (1 GB).
+	@PYTHON= requirements/set_up.sh .venv-xla-tpu xla_tpu
+
+xla-gpu: ## Make .venv-xla-gpu, the compiler for NVIDIA GPUs (1.1 GB).
+	@PYTHON= requirements/set_up.sh .venv-xla-gpu xla_gpu
+
+benchmark: env ## Time a round beside stock TFF (ARGS='--peers --all_plans').
+	$(python) -m experiments.benchmark.rounds $(ARGS)
+
 clean: ## Remove the environments and caches; runs/ stays.
-	rm -rf .venv .venv-serving build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-serving .venv-xla-* .venv-peer-* build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

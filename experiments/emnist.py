@@ -32,7 +32,7 @@ _NUM_CLASSES = flag_values.define(
   'integer', 'num_classes', None, "Outputs of the model; the data's by default."
 )
 _DATA = flags_lib.DataFlags()
-_GROUPS = experiment.FlagGroups(
+GROUPS = experiment.FlagGroups(
   algorithm=flags_lib.AlgorithmFlags(),
   training=flags_lib.TrainingFlags(total_rounds=100, client_batch_size=10),
   runtime=flags_lib.RuntimeFlags(),
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
   """Trains, draws, exports, and says where everything is."""
   flag_values.refuse_arguments(argv)
   flag_values.apply_from_config()
-  with experiment.Experiment.start(BINARY, build_task, _GROUPS) as run:
+  with experiment.Experiment.start(BINARY, build_task, GROUPS) as run:
     if flags.FLAGS.dry_run:
       print(run.dry_run())
       return

@@ -4,6 +4,7 @@
 #
 #   requirements/set_up.sh .venv dev [bert] [ray] [gpu]
 #   requirements/set_up.sh .venv-serving serving
+#   requirements/set_up.sh .venv-xla-tpu xla_tpu
 #
 # PYTHON=... chooses the interpreter of a new environment.
 set -euo pipefail
@@ -13,6 +14,7 @@ environment=$1
 shift
 names=("$@")
 locks=()
+versions='3.10 3.11'
 for name in "${names[@]}"; do
   if [[ ! -f requirements/$name.txt ]]; then
     echo "set_up.sh: there is no requirements/$name.txt" >&2
@@ -23,6 +25,10 @@ for name in "${names[@]}"; do
   if [[ $name == dev ]]; then
     locks+=(requirements/base.txt)
   fi
+  # Current releases of jax have left Python 3.10 behind.
+  if [[ $name == xla_* ]]; then
+    versions=3.11
+  fi
 done
 
 # Prints the first interpreter that can carry the project.
@@ -31,14 +37,14 @@ find_python() {
   for candidate in ${PYTHON:-python3.11 python3.10 python3 python}; do
     if "$candidate" -c '
 import ensurepip, sys, venv
-fits = sys.version_info[:2] in ((3, 10), (3, 11))
+fits = "{}.{}".format(*sys.version_info) in sys.argv[1:]
 sys.exit(not (fits and sys.implementation.name == "cpython"))
-' > /dev/null 2>&1; then
+' $versions > /dev/null 2>&1; then
       echo "$candidate"
       return
     fi
   done
-  echo "No CPython 3.10 or 3.11 with venv and pip under the name" \
+  echo "No CPython ${versions/ / or } with venv and pip under the name" \
     "${PYTHON:-python3.11, python3.10, python3 or python}: install one (on" \
     "Debian and Ubuntu the packages python3.11 and python3.11-venv) or name" \
     "one that you have: make PYTHON=/path/to/python3.11" >&2

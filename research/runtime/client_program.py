@@ -9,6 +9,7 @@ import tensorflow_federated as tff
 
 from research.runtime import (
   cohort,
+  context,
   planner,
   program,
   reductions,
@@ -37,8 +38,7 @@ class ClientProgram:
 
 def build(
   task: task_lib.Task,
-  process_next: tff.Computation,
-  state: object,
+  process: tff.learning.templates.LearningProcess,
   *,
   num_clients: int,
   batches: Sequence[int],
@@ -48,8 +48,7 @@ def build(
 
   Args:
     task: What is learned.
-    process_next: The `next` of its learning process.
-    state: The process's state, as `initialize` returns it.
+    process: What learns it.
     num_clients: Clients of the chunk; 1 is a program that is not vectorised.
     batches: Sizes of a client's batches, one per local step.
     seed: Of the random examples.
@@ -60,15 +59,16 @@ def build(
   Raises:
     planner.PlanError: If the clients' work can't be compiled.
   """
-  compiled = tree.build(process_next)
+  compiled = tree.build(process.next)
   stage = compiled.stages[0]
   if stage.clients is None:
     raise planner.PlanError('The computation has no work of clients.')
   options = planner.Options(client_plan=planner.VMAP, xla='on')
   planner.decide(stage.clients, options)
+  state = context.Executable(process.initialize, options).run(None)
   shared = _shared_values(compiled, state)
   data = cohort.pack(_examples(task, num_clients, batches, seed))
-  plan = vmap.Vmap(stage.clients, num_clients, xla=True)
+  plan = vmap.Vmap(stage.clients, num_clients, xla=True, fixed_counts=True)
   inputs = [data] * len(stage.clients.inputs)
   members, segments = next(plan.chunks(inputs, num_clients))
   start = plan.start(shared)
@@ -76,7 +76,7 @@ def build(
   return ClientProgram(
     function=plan.trace(key, flat),
     example_arguments=tuple(flat),
-    argument_names=_argument_names(stage.clients, task, len(flat)),
+    argument_names=_argument_names(stage.clients, task, data),
     result_names=tuple(
       f'{getattr(op, "kind", "aggregate")}_{number}/{part}'
       for number, op in enumerate(stage.clients.reductions)
@@ -135,7 +135,7 @@ def _examples(
 
 
 def _argument_names(
-  client_pass: program.ClientPass, task: task_lib.Task, count: int
+  client_pass: program.ClientPass, task: task_lib.Task, data: cohort.Cohort
 ) -> tuple[str, ...]:
   names = ['clients']
   names += [f'server_{i}' for i in range(len(client_pass.shared))]
@@ -144,11 +144,11 @@ def _argument_names(
   sequences = len(client_pass.inputs)
   for _ in range(sequences):
     names += [f'examples/{name}' for name in task.data.train.element_spec]
-    names.append('examples/order')
+    # Batches that lie one after the other need no order.
+    names += [] if data.block_shape else ['examples/order']
   for _ in range(sequences):
     names += [
       f'batches/{name}'
       for name in ('begin', 'counts', 'lengths', 'longest', 'repeats')
     ]
-  assert len(names) == count
   return tuple(names)

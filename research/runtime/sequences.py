@@ -38,7 +38,7 @@ def nest_order(element_type: tff.Type) -> list[int]:
 
 
 def _loop(
-  count: tf.Tensor,
+  count: tf.Tensor | int,
   body: Callable[..., Sequence[tf.Tensor]],
   state: Sequence[tf.Tensor],
   shapes: Sequence[tf.TensorShape],
@@ -116,12 +116,16 @@ class Form:
     is_single: Per segment, whether every client has exactly one batch.
     is_uniform: Whether all clients have equally many batches.
     is_repeated: Whether there may be more than one period.
+    counts: Batches of each segment, where the program is for no others.
+    repeats: Periods, likewise.
   """
 
   lengths: tuple[int | None, ...]
   is_single: tuple[bool, ...]
   is_uniform: bool
   is_repeated: bool
+  counts: tuple[int, ...] | None = None
+  repeats: int | None = None
 
 
 class Regular:
@@ -177,7 +181,8 @@ class Regular:
     state = [self._begin, *state]
     if not self._form.is_repeated:
       return one_period(tf.constant(0), *state)[1:]
-    return _loop(self._repeats, one_period, state, shapes)[1:]
+    repeats = self._form.repeats or self._repeats
+    return _loop(repeats, one_period, state, shapes)[1:]
 
   def _segment(self, step, segment, state, shapes):
     length = self._lengths[segment]
@@ -193,6 +198,8 @@ class Regular:
     if self._form.is_single[segment]:
       return body(tf.constant(0), *state)
     counts = self._longest if self._form.is_uniform else self._counts
+    if self._form.counts:
+      counts = self._form.counts
     return _loop(counts[segment], body, state, shapes)
 
 
@@ -226,7 +233,7 @@ class Blocks:
     count = self._components[0].shape[0]
     if count == 1:
       return body(0, *state)
-    return _loop(tf.constant(count), body, _differ(state, self._own), shapes)
+    return _loop(count, body, _differ(state, self._own), shapes)
 
 
 class Selected:

@@ -1,6 +1,10 @@
 """TFF's own C++ executor, as it is shipped: on the CPU, without XLA."""
 
+import atexit
 import collections
+import os
+import subprocess
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -74,23 +78,31 @@ class StockRuntime:
   name = 'stock'
   loop_implementation = tff.learning.LoopImplementation.DATASET_ITERATOR
 
-  def __init__(self, max_concurrent_clients: int = 2):
+  def __init__(self, max_concurrent_clients: int | None = None):
     """Prepares the runtime; the worker starts with the first computation.
 
     Args:
-      max_concurrent_clients: How many clients the worker trains at once.
+      max_concurrent_clients: How many clients the worker trains at once; None
+        is one per core.
     """
-    self._max_concurrent_clients = max_concurrent_clients
+    self._max_concurrent_clients = max_concurrent_clients or len(
+      os.sched_getaffinity(0)
+    )
 
   def __enter__(self) -> 'StockRuntime':
     compat.own_worker_processes()
     compat.allow_nested_protobuf()
+    # TFF complains when Python ends, unless its context and module are then
+    # what they were at first.
+    self._before = tff.framework.get_context_stack().current
+    atexit.register(setattr, compat.executor_factory, 'subprocess', subprocess)
     tff.backends.native.set_sync_local_cpp_execution_context(
       max_concurrent_computation_calls=self._max_concurrent_clients
     )
     return self
 
   def __exit__(self, *unused_exception) -> None:
+    tff.framework.set_default_context(self._before)
     compat.stop_workers()
 
   def prepare(
@@ -126,5 +138,13 @@ class StockRuntime:
       lengths=np.array([len(batch) for batch in batches], np.int32),
     )
 
-
-RUNTIMES = {'stock': StockRuntime}
+  def describe(self) -> dict[str, Any]:
+    """Where computations run and why; see `registry.Runtime`."""
+    return {
+      'name': self.name,
+      'device': 'cpu',
+      'reason': "TFF's worker is built for the CPU and without XLA.",
+      'xla': False,
+      'max_concurrent_clients': self._max_concurrent_clients,
+      'decisions': [],
+    }

@@ -36,14 +36,18 @@ class Segments:
   repeats: int
   begin: np.ndarray
 
-  def form(self, fixed_lengths: bool) -> sequences.Form:
+  def form(self, fixed_lengths: bool, fixed_counts: bool) -> sequences.Form:
     """What a function for these clients is traced for."""
+    is_uniform = bool((self.counts == self.counts[0]).all())
+    fixed = fixed_counts and is_uniform
     is_single = tuple((self.counts == 1).all(axis=0).tolist())
     return sequences.Form(
       lengths=tuple(n if fixed_lengths else None for n in self.lengths),
       is_single=is_single,
-      is_uniform=bool((self.counts == self.counts[0]).all()),
+      is_uniform=is_uniform,
       is_repeated=self.repeats != 1,
+      counts=tuple(self.counts[0].tolist()) if fixed else None,
+      repeats=self.repeats if fixed else None,
     )
 
   def take(self, clients: np.ndarray) -> 'Segments':
@@ -121,7 +125,11 @@ class Vmap:
   """
 
   def __init__(
-    self, client_pass: program.ClientPass, clients_per_chunk: int, xla: bool
+    self,
+    client_pass: program.ClientPass,
+    clients_per_chunk: int,
+    xla: bool,
+    fixed_counts: bool = False,
   ):
     """Prepares the pass.
 
@@ -129,10 +137,13 @@ class Vmap:
       client_pass: What the clients do; it must be replayable.
       clients_per_chunk: Clients that are vectorised at once.
       xla: Whether XLA compiles the clients' work.
+      fixed_counts: Whether to trace for the very numbers of batches, so that
+        the compiler knows how long its loops are.
     """
     self._pass = client_pass
     self._chunk = clients_per_chunk
     self._xla = xla
+    self._fixed = fixed_counts
     self._functions: dict[Any, Any] = {}
     specs = [reductions.spec(ref) for ref in client_pass.shared]
     self._zero = tf.function(self._zeros, specs, autograph=False)
@@ -234,7 +245,7 @@ class Vmap:
     ]
     arrays, own = self._arrays(inputs, padded, iter(blocks))
     forms = tuple(
-      None if is_block else s.form(self._xla)
+      None if is_block else s.form(self._xla, self._fixed)
       for s, is_block in zip(segments, blocks, strict=True)
     )
     dynamic = [tensor for s in segments for tensor in _tensors(s, size)]
