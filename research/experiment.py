@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import importlib.metadata
+import json
 import pathlib
 import platform
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +19,8 @@ from research import flag_values
 from research import flags as flags_lib
 from research.algorithms import registry
 from research.export import exporter, parity
-from research.runtime import stock
+from research.runtime import accelerators
+from research.runtime import registry as runtimes
 from research.tasks import task as task_lib
 from research.training import checkpoint as checkpoint_lib
 from research.training import estimate as estimate_lib
@@ -145,10 +148,12 @@ class Experiment:
       raise flags.IllegalFlagValueError(str(error)) from error
     advice = f'The same command resumes the run in {run.path}.'
     lock = contextlib.nullcontext() if output.dry_run else run
-    with interrupts.exit_tidily(advice), lock:
+    # The runtime is entered first: it configures TensorFlow, which can't be
+    # done once a first operation has run.
+    with interrupts.exit_tidily(advice), lock, runtime:
       try:
         algorithm = groups.algorithm.get(runtime.loop_implementation)
-        task = build_task()
+        task = groups.runtime.apply(build_task())
         sampler = groups.training.sampler(task.data.train.client_ids)
       except ValueError as error:
         raise flags.IllegalFlagValueError(str(error)) from error
@@ -165,12 +170,13 @@ class Experiment:
       if flags.FLAGS.from_config:
         saved = flag_values.read_saved(flags.FLAGS.from_config)
         flag_values.check_same_data(saved, config['data_sha256'])
-      config = _continued(run, config)
-      with runtime:
-        loop = _build_loop(
-          task, sampler, runtime, algorithm, groups.training.get(), run
-        )
-        yield cls(run, task, loop, output, config)
+      saved = run.read_config()
+      config = _continued(run, saved, config)
+      loop = _build_loop(
+        task, sampler, runtime, algorithm, groups.training.get(), run
+      )
+      config |= _runtime_entries(runtime, saved, _rounds_done(run))
+      yield cls(run, task, loop, output, config)
 
   def train(self) -> Any:
     """Trains from the newest checkpoint to the last round.
@@ -262,29 +268,75 @@ class Experiment:
     return '\n'.join(estimate_lib.estimate(self.loop, rounds).lines())
 
 
+def _rounds_done(run: run_directory.RunDirectory) -> int:
+  return max(
+    checkpoint_lib.CheckpointManager(run.checkpoints).rounds(), default=0
+  )
+
+
 def _continued(
-  run: run_directory.RunDirectory, config: dict[str, Any]
+  run: run_directory.RunDirectory,
+  saved: dict[str, Any] | None,
+  config: dict[str, Any],
 ) -> dict[str, Any]:
   """Checks that `config` continues what is in the directory, if anything.
 
   Returns:
     `config` with the versions and revision of the run's first start.
   """
-  saved = run.read_config()
   if saved is None:
     return config
-  done = max(
-    checkpoint_lib.CheckpointManager(run.checkpoints).rounds(), default=0
+  run_directory.check_resume(
+    saved, config, flag_values.free_names(), _rounds_done(run)
   )
-  run_directory.check_resume(saved, config, flag_values.free_names(), done)
   first = ('versions', 'git_revision', 'device')
   return config | {name: saved[name] for name in first if name in saved}
+
+
+def _runtime_entries(
+  runtime: runtimes.Runtime, saved: dict[str, Any] | None, done: int
+) -> dict[str, Any]:
+  """Describes a prepared runtime to config.json, the log and stderr.
+
+  A run may go on in another runtime, which can change the last bits of its
+  results: `earlier_runtimes` keeps what the first rounds ran on.
+
+  Args:
+    runtime: The runtime, after `prepare`.
+    saved: The config.json of the run so far.
+    done: Rounds of the run so far.
+
+  Returns:
+    Entries of config.json.
+  """
+  now = runtime.describe()
+  for decision in now['decisions']:
+    logging.info('%s runtime: %s', now['name'], decision)
+  found = accelerators.probe()
+  warning = None
+  # Whoever names the CPU knows that it is the CPU.
+  if flags.FLAGS.device != 'cpu':
+    warning = accelerators.idle_warning(found, now['device'], now['reason'])
+  if warning:
+    print(f'WARNING: {warning}', file=sys.stderr, flush=True)
+  now['accelerators'] = accelerators.describe(found, warning)
+  now = json.loads(json.dumps(now))
+  earlier = list((saved or {}).get('earlier_runtimes', []))
+  before = (saved or {}).get('runtime', now)
+  if done and before != now:
+    earlier.append({'up_to_round': done, **before})
+    logging.warning(
+      'Resuming in another runtime (was %s, now %s): the last bits of results '
+      'may differ',
+      *run_directory.differing(before, now),
+    )
+  return {'runtime': now} | ({'earlier_runtimes': earlier} if earlier else {})
 
 
 def _build_loop(
   task: task_lib.Task,
   sampler: sampling.ClientSampler,
-  runtime: stock.StockRuntime,
+  runtime: runtimes.Runtime,
   chosen: tuple[registry.Algorithm, registry.Settings, loop_lib.Schedules],
   config: loop_lib.LoopConfig,
   run: run_directory.RunDirectory,

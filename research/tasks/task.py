@@ -8,6 +8,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from datasets import federated_data
+from models import mixed_precision
 
 Batch = collections.OrderedDict
 
@@ -30,6 +31,8 @@ class Task:
       graph operations only, since it is part of the exported model.
     preprocess: Maps a raw batch with keys `x` and `y` to a model batch.
     example_shape: Shape of one raw example.
+    client_model: What clients train in place of the Keras model, if anything;
+      its weights are those of the Keras model.
   """
 
   name: str
@@ -42,6 +45,7 @@ class Task:
   preprocess_features: Callable[[tf.Tensor], tf.Tensor]
   preprocess: Callable[[Batch], Batch]
   example_shape: tuple[int, ...]
+  client_model: tff.learning.models.FunctionalModel | None = None
 
   @property
   def input_spec(self) -> Batch:
@@ -58,9 +62,49 @@ class Task:
 
   def model_fn(self) -> tff.learning.models.VariableModel:
     """Builds the model as TFF wants it: anew at each call."""
+    if self.client_model is not None:
+      return tff.learning.models.model_from_functional(
+        self.client_model, self._metric_constructors()
+      )
     return tff.learning.models.from_keras_model(
       self.build_keras_model(),
       loss=self.build_loss(),
       input_spec=self.input_spec,
       metrics=self.build_metrics(),
     )
+
+  def _metric_constructors(self) -> list[Callable[[], tf.keras.metrics.Metric]]:
+    """What makes each metric, and those that models from Keras always have."""
+    return [
+      *(
+        lambda index=index: self.build_metrics()[index]
+        for index in range(len(self.build_metrics()))
+      ),
+      tff.learning.metrics.NumExamplesCounter,
+      tff.learning.metrics.NumBatchesCounter,
+    ]
+
+
+def in_mixed_precision(task: Task, compute_format: str) -> Task:
+  """Returns a task whose clients compute in 16 bit.
+
+  Weights, evaluation and export stay float32.
+
+  Args:
+    task: The task.
+    compute_format: A key of `mixed_precision.FORMATS`, or none for the task as
+      it is.
+
+  Raises:
+    ValueError: If the model does not allow it.
+  """
+  if compute_format == mixed_precision.NONE:
+    return task
+  model = mixed_precision.from_keras(
+    task.build_keras_model,
+    compute_format,
+    loss_fn=task.build_loss(),
+    metrics=task.build_metrics,
+    input_spec=task.input_spec,
+  )
+  return dataclasses.replace(task, client_model=model)

@@ -5,12 +5,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
 from datasets import federated_data
 from research.aggregators import rejection
-from research.runtime import stock
+from research.runtime import registry as runtimes
 from research.tasks import task as task_lib
 from research.training import checkpoint as checkpoint_lib
 from research.training import (
@@ -115,6 +116,22 @@ def client_batches(
   )
 
 
+def host_leaves(structure: Any) -> list[checkpoint_lib.Leaf]:
+  """The leaves of a structure in this process's memory.
+
+  Args:
+    structure: Arrays, scalars, and tensors that may lie on an accelerator.
+
+  Returns:
+    The same with arrays and NumPy scalars in place of tensors, so that a state
+    looks alike whichever runtime it comes from.
+  """
+  return [
+    leaf.numpy() if tf.is_tensor(leaf) else leaf
+    for leaf in tf.nest.flatten(structure)
+  ]
+
+
 class TrainingLoop:
   """Trains a process round by round, from its newest checkpoint on."""
 
@@ -125,7 +142,7 @@ class TrainingLoop:
     process: tff.learning.templates.LearningProcess,
     schedule: Schedules,
     sampler: sampling.ClientSampler,
-    runtime: stock.StockRuntime,
+    runtime: runtimes.Runtime,
     checkpoints: checkpoint_lib.CheckpointManager,
   ):
     """Prepares the loop; nothing runs yet.
@@ -159,8 +176,8 @@ class TrainingLoop:
     saved = self._checkpoints.load_latest()
     if saved is None:
       return 0, state
-    shapes = [getattr(leaf, 'shape', None) for leaf in saved.leaves]
-    expected = [getattr(leaf, 'shape', None) for leaf in tf.nest.flatten(state)]
+    shapes = [np.shape(leaf) for leaf in saved.leaves]
+    expected = [np.shape(leaf) for leaf in host_leaves(state)]
     if shapes != expected:
       raise run_directory.ResumeError(
         f'The checkpoint of round {saved.round_num} has leaves of shapes '
@@ -222,7 +239,7 @@ class TrainingLoop:
       for tracker in trackers:
         tracker.write(round_num, {**row, **timing})
       if self._is_due(round_num, self.config.rounds_per_checkpoint):
-        self._checkpoints.save(round_num, tf.nest.flatten(state))
+        self._checkpoints.save(round_num, host_leaves(state))
       shown = {
         name: row.get(f'train_{name}') for name in metric_names(self.task)
       }
@@ -283,6 +300,7 @@ class TrainingLoop:
     return self.process.set_hparams(state, hparams)
 
   def _train_metrics(self, metrics: Mapping[str, Any]) -> dict:
+    metrics = tf.nest.pack_sequence_as(metrics, host_leaves(metrics))
     train = metrics['client_work']['train']
     row = {
       'examples': train['num_examples'],

@@ -224,7 +224,7 @@ def check_resume(
       '--experiment_name.'
     )
   for name in _INFORMATIVE:
-    was, is_now = _differing(saved.get(name), current.get(name))
+    was, is_now = differing(saved.get(name), current.get(name))
     if was != is_now:
       logging.warning(
         'Resuming with another %s (was %s, now %s): the result may differ',
@@ -234,7 +234,7 @@ def check_resume(
       )
 
 
-def _differing(was: Any, now: Any) -> tuple[Any, Any]:
+def differing(was: Any, now: Any) -> tuple[Any, Any]:
   """Leaves out of two dicts what they have in common."""
   if isinstance(was, dict) and isinstance(now, dict):
     names = [k for k in was | now if was.get(k) != now.get(k)]

@@ -208,6 +208,7 @@ def test_dry_run_estimates_and_leaves_nothing(tmp_path):
     (['--experiment_name=a/b'], 'must be the name of one'),
     (['--trackers=nonsense'], '--trackers has nonsense'),
     (['--feature_shape=8,x'], 'must be whole numbers, as 28,28,1'),
+    (['--runtime=stock', '--xla=on'], 'the stock worker ignores XLA'),
     # Given, although it is the default.
     (['--server_optimizer=sgd', '--server_momentum=0'], '--server_momentum'),
     (['--partition=natural', '--partition_clients=100'], 'is not used by'),
@@ -256,6 +257,48 @@ def test_other_algorithms_and_tasks_run(arguments, tmp_path):
     *arguments,
   )
   assert result.returncode == 0, result.stderr
+
+
+def test_clients_train_in_16_bit_and_the_run_says_so(tmp_path):
+  first_rounds = {}
+  for number_format in ('none', 'float16'):
+    result = binary.run(
+      'emnist',
+      *binary.TINY,
+      '--runtime=stock',
+      '--model=mcmahan_2nn',
+      f'--mixed_precision={number_format}',
+      '--client_learning_rate=0.3',
+      '--total_rounds=2',
+      '--noexport',
+      f'--root_output_dir={tmp_path}/{number_format}',
+    )
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / number_format / 'emnist'
+    first, last = metrics.read(run / 'metrics.csv')
+    assert last['train_loss'] < first['train_loss']
+    assert last['rejected_clients'] == 0
+    first_rounds[number_format] = first['train_loss']
+  assert first_rounds['float16'] == pytest.approx(
+    first_rounds['none'], rel=0.02
+  )
+  assert first_rounds['float16'] != first_rounds['none']
+  config = json.loads((run / 'config.json').read_text())
+  assert config['runtime']['name'] == 'stock'
+  assert config['runtime']['device'] == 'cpu'
+  state = np.load(run / 'checkpoints/round_000002/state.npz')
+  assert state['leaf_00000'].dtype == np.float32
+  # It decides the result: no resume without it.
+  arguments = (
+    f'--from_config={run}/config.json',
+    '--mixed_precision=none',
+    '--total_rounds=3',
+  )
+  with (
+    binary.parsed('emnist', *arguments) as (emnist, argv),
+    pytest.raises(run_directory.ResumeError, match='--mixed_precision: was'),
+  ):
+    emnist.main(argv)
 
 
 def test_helpshort_lists_the_flags_with_their_help():

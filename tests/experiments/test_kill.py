@@ -66,6 +66,7 @@ def start_long_run(root):
     binary.command(
       'emnist',
       *binary.TINY,
+      '--runtime=stock',
       '--total_rounds=100000',
       '--noexport',
       f'--root_output_dir={root}',

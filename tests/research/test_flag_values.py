@@ -52,6 +52,7 @@ def test_only_flags_that_cannot_change_a_result_are_free():
   with binary.parsed('emnist'):
     free = flag_values.free_names()
   assert {'root_output_dir', 'total_rounds', 'runtime', 'data_dir'} <= free
+  assert {'device', 'xla', 'client_plan', 'clients_per_chunk'} <= free
   decisive = {
     'seed',
     'dataset',
@@ -60,5 +61,6 @@ def test_only_flags_that_cannot_change_a_result_are_free():
     'server_momentum',
     'rounds_per_evaluation',
     'client_sampling',
+    'mixed_precision',
   }
   assert not decisive & free

@@ -60,6 +60,16 @@ def test_leaving_the_runtime_ends_its_worker():
   assert not psutil.pid_exists(worker)
 
 
+def test_a_runtime_that_computes_nothing_ends_without_a_word():
+  script = 'from research.runtime import stock\nwith stock.StockRuntime(): pass'
+  result = subprocess.run(
+    [sys.executable, '-W', 'ignore', '-c', script],
+    capture_output=True,
+    text=True,
+  )
+  assert (result.returncode, result.stderr) == (0, '')
+
+
 def test_a_worker_whose_parent_is_gone_never_starts(tmp_path):
   marker = tmp_path / 'started'
   launcher = compat._LAUNCHER

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from datasets import federated_data, load
 from research.tasks import emnist
+from research.tasks import task as task_lib
 
 
 def image_data(images):
@@ -63,3 +64,38 @@ def test_a_model_may_have_more_classes_than_the_data():
   )
   assert task.class_names[-2:] == ('10', '11')
   assert task.build_keras_model().output_shape == (None, 12)
+
+
+def test_mixed_precision_changes_what_clients_train_and_nothing_else():
+  data = load.load(load.LoadConfig('synthetic_digits'))
+  exact = emnist.build('digit_recognition', data, 'mcmahan_2nn', seed=4)
+  assert task_lib.in_mixed_precision(exact, 'none') is exact
+  mixed = task_lib.in_mixed_precision(exact, 'bfloat16')
+  batch = tf.nest.map_structure(
+    tf.constant, data.train.client(data.train.client_ids[0])
+  )
+  batch = {key: t.numpy() for key, t in exact.preprocess(batch).items()}
+  measured, predictions = [], []
+  for task in (exact, mixed):
+    with tf.Graph().as_default():
+      model = task.model_fn()
+      with tf.control_dependencies([model.forward_pass(batch).loss]):
+        metrics = model.report_local_unfinalized_metrics()
+      output = model.predict_on_batch(batch['x'], training=False)
+      with tf.compat.v1.Session() as session:
+        variables = [*model.trainable_variables, *model.local_variables]
+        session.run(tf.compat.v1.variables_initializer(variables))
+        weights = session.run(list(model.trainable_variables))
+        measured.append(session.run(metrics))
+        predictions.append(session.run(output))
+  assert all(weight.dtype == np.float32 for weight in weights)
+  for mine, its in zip(
+    weights, exact.build_keras_model().get_weights(), strict=True
+  ):
+    np.testing.assert_array_equal(mine, its)
+  assert measured[0].keys() == measured[1].keys()
+  assert measured[0]['num_examples'] == measured[1]['num_examples']
+  np.testing.assert_allclose(predictions[1], predictions[0], atol=0.05)
+  assert not np.array_equal(predictions[1], predictions[0])
+  # What is evaluated and exported computes in float32.
+  assert mixed.build_keras_model().compute_dtype == 'float32'

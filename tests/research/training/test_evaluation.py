@@ -1,4 +1,5 @@
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -39,6 +40,45 @@ def test_means_are_over_examples_and_over_each_client(clients):
   assert list(by_client) == ['client_0', 'client_2', 'client_3']
   assert by_client['client_2']['loss'] == pytest.approx(
     errors[2].mean(), rel=1e-5
+  )
+
+
+def test_threads_yield_in_order_and_take_what_they_need(monkeypatch):
+  """Later values are done first; a slow reader does not make them pile up."""
+  monkeypatch.setattr('os.sched_getaffinity', lambda pid: range(3))
+  done = {number: threading.Event() for number in range(12)}
+  taken = []
+
+  def values():
+    for number in range(12):
+      taken.append(number)
+      yield number
+
+  def function(number):
+    if number % 3 == 0:
+      assert done[number + 1].wait(30)
+    done[number].set()
+    return number * number
+
+  results = []
+  for result in evaluation._map_in_threads(function, values()):
+    results.append(result)
+    assert len(taken) <= len(results) + 3
+  assert results == [number * number for number in range(12)]
+
+
+def test_an_error_in_a_thread_is_raised():
+  with pytest.raises(ZeroDivisionError):
+    list(evaluation._map_in_threads(lambda value: 1 // value, [1, 0, 2]))
+
+
+def test_threads_change_no_bit(clients, monkeypatch):
+  evaluator = evaluation.Evaluator(toy.linear_task(clients))
+  split = toy.regression_data(clients).test
+  threaded = evaluator.per_example(split)
+  monkeypatch.setattr(evaluation, '_map_in_threads', map)
+  np.testing.assert_array_equal(
+    threaded['loss'], evaluator.per_example(split)['loss']
   )
 
 

@@ -251,3 +251,74 @@ def test_a_checkpoint_of_another_model_is_refused(stock_runtime, tmp_path):
   training_loop = make_loop(stock_runtime, tmp_path, toy.random_clients())
   with pytest.raises(run_directory.ResumeError, match='leaves of shapes'):
     training_loop.restore()
+
+
+class TensorProcess:
+  """A learning process whose states and metrics are tensors."""
+
+  def __init__(self, process):
+    self._process = process
+
+  def __getattr__(self, name):
+    return getattr(self._process, name)
+
+  def _as_tensors(self, structure):
+    return tf.nest.map_structure(tf.constant, structure)
+
+  def _as_arrays(self, structure):
+    leaves = loop.host_leaves(structure)
+    return tf.nest.pack_sequence_as(structure, leaves)
+
+  def initialize(self):
+    return self._as_tensors(self._process.initialize())
+
+  def next(self, state, clients):
+    output = self._process.next(self._as_arrays(state), clients)
+    return output.__class__(
+      self._as_tensors(output.state), self._as_tensors(output.metrics)
+    )
+
+  def get_hparams(self, state):
+    return self._as_tensors(self._process.get_hparams(self._as_arrays(state)))
+
+  def set_hparams(self, state, hparams):
+    arrays = self._as_arrays(state), self._as_arrays(hparams)
+    return self._as_tensors(self._process.set_hparams(*arrays))
+
+  def get_model_weights(self, state):
+    weights = self._process.get_model_weights(self._as_arrays(state))
+    return self._as_tensors(weights)
+
+
+def test_states_and_metrics_may_be_tensors(stock_runtime, tmp_path):
+  """As of a runtime that keeps its state on a device, also across a resume."""
+  clients = toy.random_clients((7, 4, 12, 5))
+  clients['broken'] = NAN
+  schedule = loop.Schedules(
+    schedules.Schedule(0.05, 'exponential', decay_rounds=1, decay_rate=0.5),
+    schedules.Schedule(1.0),
+  )
+  results = {}
+  for name, total_rounds in (('arrays', 4), ('tensors', 2), ('tensors', 4)):
+    directory = tmp_path / name
+    directory.mkdir(exist_ok=True)
+    config = dataclasses.replace(
+      CONFIG, total_rounds=total_rounds, clients_per_round=5
+    )
+    training_loop = make_loop(
+      stock_runtime, directory, clients, config=config, schedule=schedule
+    )
+    if name == 'tensors':
+      training_loop.process = TensorProcess(training_loop.process)
+    run(training_loop, directory)
+    results[name] = [
+      (directory / file).read_bytes()
+      for file in (
+        'metrics.csv',
+        'checkpoints/round_000004/state.npz',
+        'checkpoints/round_000004/manifest.json',
+      )
+      if total_rounds == 4
+    ]
+  assert results['tensors'] == results['arrays']
+  assert metrics.read(directory / 'metrics.csv')[-1]['rejected_clients'] == 1

@@ -1,0 +1,160 @@
+"""TFF's own runtime and this one give the same states and metrics."""
+
+import itertools
+import logging
+
+import pytest
+import tensorflow as tf
+
+from research.runtime import loop, reductions, scan
+from tests.research.runtime import equality, processes
+
+# The optimizers work at the server: they change with the algorithms.
+PROJECT = {
+  key: case
+  for number, (key, case) in enumerate(processes.project().items())
+  if number % 3 == 0
+}
+CASES = {
+  **PROJECT,
+  **processes.tff_algorithms(),
+  **processes.others(),
+  **processes.aggregators(),
+}
+MODELS = ('linear', 'mlp', 'dropout', 'group_norm')
+
+
+def _pairs():
+  """Each case once, and the plans in turn."""
+  turn = itertools.cycle(equality.PLANS)
+  for name, case in CASES.items():
+    plan = next(plan for plan in turn if plan in case.plans)
+    yield pytest.param(case, plan, id=f'{name}-{plan}')
+
+
+@pytest.mark.parametrize('case, plan', _pairs())
+def test_states_and_metrics_are_equal(stock_runtime, case, plan):
+  equality.check(case, equality.expected(case, rounds=2), plan)
+
+
+@pytest.fixture(scope='module')
+def of_models(stock_runtime):
+  """What TFF's own runtime does with each model, once for all plans."""
+  build = processes.of_algorithm('fed_avg')
+  found = {}
+
+  def get(name, is_functional):
+    if (name, is_functional) not in found:
+      case = processes.of_model(name, is_functional, build)
+      found[name, is_functional] = case, equality.expected(case, rounds=2)
+    return found[name, is_functional]
+
+  return get
+
+
+@pytest.mark.parametrize(
+  'name, is_functional, plan',
+  [
+    ('linear', False, 'vmap'),
+    ('linear', True, 'loop'),
+    ('mlp', False, 'vmap_xla'),
+    ('dropout', False, 'scan'),
+    ('dropout', True, 'vmap_xla'),
+    ('group_norm', False, 'loop'),
+    ('group_norm', True, 'scan'),
+  ],
+)
+def test_models_with_and_without_variables(
+  of_models, name, is_functional, plan
+):
+  equality.check(*of_models(name, is_functional), plan)
+
+
+def _double_first_in_loop(monkeypatch):
+  original, clients = loop.Loop._add, []
+
+  def add(self, accumulators, contributions):
+    clients.append(None)
+    factor = 2 if len(clients) == 1 else 1
+    doubled = [[value * factor for value in c] for c in contributions]
+    return original(self, accumulators, doubled)
+
+  monkeypatch.setattr(loop.Loop, '_add', add)
+
+
+def _double_first_in_scan(monkeypatch):
+  original_at, original_add, current = scan.at, reductions.add_client, []
+
+  def at(arrays, layout, client):
+    current[:] = [client]
+    return original_at(arrays, layout, client)
+
+  def add(reduced, accumulators, contributions):
+    doubled = [
+      [v * (1 + tf.cast(current[0] == 0, v.dtype)) for v in c]
+      for c in contributions
+    ]
+    return original_add(reduced, accumulators, doubled)
+
+  monkeypatch.setattr(scan, 'at', at)
+  monkeypatch.setattr(reductions, 'add_client', add)
+
+
+def _double_first_in_vmap(monkeypatch):
+  original, programs = reductions.add_clients, []
+
+  def add(reduced, accumulators, contributions, count):
+    programs.append(None)
+    if len(programs) == 1:
+      contributions = [
+        [tf.concat([v[:1] * 2, v[1:]], axis=0) for v in c]
+        for c in contributions
+      ]
+    return original(reduced, accumulators, contributions, count)
+
+  monkeypatch.setattr(reductions, 'add_clients', add)
+
+
+@pytest.mark.parametrize(
+  'plan, double_first',
+  [
+    ('loop', _double_first_in_loop),
+    ('scan', _double_first_in_scan),
+    ('vmap', _double_first_in_vmap),
+    ('vmap_xla', _double_first_in_vmap),
+  ],
+)
+def test_a_client_that_weighs_twice_is_found(
+  of_models, plan, double_first, monkeypatch
+):
+  case, reference = of_models('linear', True)
+  double_first(monkeypatch)
+  with pytest.raises(AssertionError, match='state differs'):
+    equality.check(case, reference, plan)
+
+
+def _product():
+  for name, is_functional in itertools.product(MODELS, (False, True)):
+    kind = 'functional' if is_functional else 'keras'
+    for key, case in {
+      **processes.project((name,), (is_functional,)),
+      **processes.tff_algorithms(name, is_functional),
+    }.items():
+      yield f'{key}-{name}-{kind}', case
+  yield from processes.others().items()
+  for is_functional in (False, True):
+    kind = 'functional' if is_functional else 'keras'
+    for key, case in processes.aggregators('mlp', is_functional).items():
+      yield f'{key}-{kind}', case
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+  'name, case', [pytest.param(*item, id=item[0]) for item in _product()]
+)
+def test_the_full_product(stock_runtime, name, case):
+  reference = equality.expected(case, processes.ROUNDS)
+  for plan in case.plans:
+    largest = equality.check(case, reference, plan)
+    logging.info('%s, %s: largest difference %.1e', name, plan, largest)
