@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
-import tensorflow_federated as tff
 from absl import flags, logging
 
 from research import flag_values
 from research import flags as flags_lib
 from research.algorithms import registry
 from research.export import exporter, parity
-from research.runtime import accelerators
+from research.runtime import accelerators, planner
 from research.runtime import registry as runtimes
 from research.tasks import task as task_lib
 from research.training import checkpoint as checkpoint_lib
@@ -296,7 +295,7 @@ def _continued(
 def _runtime_entries(
   runtime: runtimes.Runtime, saved: dict[str, Any] | None, done: int
 ) -> dict[str, Any]:
-  """Describes a prepared runtime to config.json, the log and stderr.
+  """Describes a prepared runtime, on stderr what its user must know.
 
   A run may go on in another runtime, which can change the last bits of its
   results: `earlier_runtimes` keeps what the first rounds ran on.
@@ -310,8 +309,6 @@ def _runtime_entries(
     Entries of config.json.
   """
   now = runtime.describe()
-  for decision in now['decisions']:
-    logging.info('%s runtime: %s', now['name'], decision)
   found = accelerators.probe()
   warning = None
   # Whoever names the CPU knows that it is the CPU.
@@ -343,9 +340,11 @@ def _build_loop(
 ) -> loop_lib.TrainingLoop:
   algorithm, settings, schedule = chosen
   logging.info('Algorithm of %s', algorithm.paper)
-  process: tff.learning.templates.LearningProcess = runtime.prepare(
-    algorithm.build(task.model_fn, settings), task
-  )
+  process = algorithm.build(task.model_fn, settings)
+  try:
+    process = runtime.prepare(process, task)
+  except planner.PlanError as error:
+    raise flags.IllegalFlagValueError(str(error)) from error
   checkpoints = checkpoint_lib.CheckpointManager(
     run.checkpoints, config.checkpoints_kept
   )

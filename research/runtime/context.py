@@ -59,11 +59,7 @@ class InProcessContext(compat.SyncContext):
 
 
 class Executable:
-  """A compiled computation.
-
-  Attributes:
-    decisions: How each pass over clients is run.
-  """
+  """A compiled computation."""
 
   def __init__(self, computation: tff.Computation, options: planner.Options):
     """Compiles a computation; nothing is traced yet.
@@ -81,15 +77,15 @@ class Executable:
     self._program = tree.build(computation)
     self._export = _exporter(self._program.results, self._signature.result)
     self._servers = [_Server(stage) for stage in self._program.stages]
-    self.decisions: list[planner.Decision] = []
-    self._passes = []
-    for stage in self._program.stages:
-      if stage.clients is None:
-        self._passes.append(None)
-        continue
-      decision = planner.decide(stage.clients, options)
-      self.decisions.append(decision)
-      self._passes.append(_build_plan(stage.clients, decision, options))
+    self._passes = [
+      _Clients(stage.clients, options) if stage.clients else None
+      for stage in self._program.stages
+    ]
+
+  @property
+  def decisions(self) -> list[planner.Decision]:
+    """How each pass over the clients is run."""
+    return [clients.decision for clients in self._passes if clients]
 
   def run(self, argument: Any) -> Any:
     """Runs the computation on Python values."""
@@ -99,27 +95,14 @@ class Executable:
       flat, clients = _ingest(argument, self._signature.parameter)
       for op, value in zip(self._program.arguments, flat, strict=True):
         env[op.results[0]] = value
-    stages = zip(self._program.stages, self._servers, self._passes, strict=True)
-    for stage, server, plan in stages:
+    for server, client_pass in zip(self._servers, self._passes, strict=True):
       server.run(env)
-      if plan is not None:
-        _run_pass(stage.clients, plan, env, clients)
+      if client_pass is not None:
+        client_pass.run(env, clients)
     for check in self._program.checks:
       if int(env[check.violated]) > 0:
         raise tree.SecureSumBoundError(check.message)
     return self._export(env, clients)
-
-
-def _build_plan(
-  client_pass: program.ClientPass,
-  decision: planner.Decision,
-  options: planner.Options,
-):
-  if decision.plan == planner.SCAN:
-    return scan.Scan(client_pass, options.concurrent_clients)
-  if decision.plan == planner.VMAP:
-    return vmap.Vmap(client_pass, decision.clients_per_chunk, decision.xla)
-  return loop.Loop(client_pass)
 
 
 class _Server:
@@ -154,34 +137,50 @@ class _Server:
     env.update(zip(self._stage.made, made, strict=True))
 
 
-def _run_pass(
-  client_pass: program.ClientPass,
-  plan: Any,
-  env: dict[program.Ref, Any],
-  clients: int | None,
-) -> None:
-  if clients is None:
-    raise ValueError(
-      'The computation has clients, but no argument says how many there are.'
-    )
-  shared = [env[ref] for ref in client_pass.shared]
-  inputs = [env[ref] for ref in client_pass.inputs]
-  if isinstance(plan, scan.Scan | vmap.Vmap) and not all(
-    tf.is_tensor(value) or isinstance(value, cohort_lib.Cohort)
-    for value in inputs
-  ):
-    # Tensors of the clients that have different shapes can't be stacked.
-    logging.log_first_n(
-      logging.WARNING,
-      'The clients have tensors of different shapes: they are trained one by '
-      'one.',
-      1,
-    )
-    plan = loop.Loop(client_pass)
-  accumulators, kept = plan.run(shared, inputs, clients)
-  reduced = [ref for op in client_pass.reductions for ref in op.results]
-  env.update(zip(reduced, accumulators, strict=True))
-  env.update(zip(client_pass.kept, map(_stacked, kept), strict=True))
+class _Clients:
+  """A pass over the clients with its plan."""
+
+  def __init__(self, client_pass: program.ClientPass, options: planner.Options):
+    self._pass = client_pass
+    self._options = options
+    self.decision = planner.decide(client_pass, options)
+    self._plan = self._build(self.decision)
+    self._loop = loop.Loop(client_pass)
+
+  def _build(self, decision: planner.Decision):
+    if decision.plan == planner.SCAN:
+      return scan.Scan(self._pass, self._options.concurrent_clients)
+    if decision.plan == planner.VMAP:
+      return vmap.Vmap(self._pass, decision.clients_per_chunk, decision.xla)
+    return loop.Loop(self._pass)
+
+  def run(self, env: dict[program.Ref, Any], clients: int | None) -> None:
+    """Runs all clients; what the server gets and is kept goes into `env`."""
+    if clients is None:
+      raise ValueError(
+        'The computation has clients, but no argument says how many there are.'
+      )
+    shared = [env[ref] for ref in self._pass.shared]
+    inputs = [env[ref] for ref in self._pass.inputs]
+    accumulators, kept = self._run(shared, inputs, clients)
+    reduced = [ref for op in self._pass.reductions for ref in op.results]
+    env.update(zip(reduced, accumulators, strict=True))
+    env.update(zip(self._pass.kept, map(_stacked, kept), strict=True))
+
+  def _run(self, shared: list, inputs: list, clients: int):
+    if any(isinstance(value, list) for value in inputs):
+      text = 'The clients have tensors of different shapes: one by one, then.'
+      logging.log_first_n(logging.WARNING, text, 1)
+      return self._loop.run(shared, inputs, clients)
+    try:
+      return self._plan.run(shared, inputs, clients)
+    except planner.VectorizationError as error:
+      if self._options.client_plan != 'auto' or self._options.xla == 'on':
+        raise
+      # What pfor refuses shows only when it is traced.
+      logging.warning('%s Using the plan scan.', error)
+      self._plan = scan.Scan(self._pass, self._options.concurrent_clients)
+      return self._plan.run(shared, inputs, clients)
 
 
 def _stacked(values: Any) -> Any:

@@ -23,7 +23,15 @@ VARIABLES = (
   'ResourceGather',
   'DestroyResourceOp',
 )
-REPLAYED = (*CALLS, *CONDITIONALS, *LOOPS, *VARIABLES, 'ReduceDataset', 'NoOp')
+REPLAYED = (
+  *CALLS,
+  *CONDITIONALS,
+  *LOOPS,
+  *VARIABLES,
+  'ReduceDataset',
+  'NoOp',
+  'Identity',
+)
 _TF_DATA = re.compile('Dataset|Iterator|Optional')
 
 

@@ -64,16 +64,24 @@ class InProcessRuntime:
     self._decisions: list[dict[str, Any]] = []
 
   def __enter__(self) -> 'InProcessRuntime':
+    self._stack.enter_context(
+      tff.framework.get_context_stack().install(self.start())
+    )
+    return self
+
+  def start(self) -> context.InProcessContext:
+    """Chooses the device and returns a context that TFF can install.
+
+    Raises:
+      accelerators.AcceleratorError: If the device is not there.
+    """
     compat.allow_nested_protobuf()
     _one_thread_per_client(self._options.concurrent_clients)
     found = accelerators.probe()
     device = accelerators.resolve(self._wanted, found, self._required)
     self._options = dataclasses.replace(self._options, device=device)
     self._context = context.InProcessContext(self._options)
-    self._stack.enter_context(
-      tff.framework.get_context_stack().install(self._context)
-    )
-    return self
+    return self._context
 
   def __exit__(self, *exception) -> None:
     self._stack.__exit__(*exception)
@@ -145,6 +153,24 @@ class InProcessRuntime:
       'max_concurrent_clients': self._options.concurrent_clients,
       'decisions': self._decisions,
     }
+
+
+def set_execution_context(**options: Any) -> InProcessRuntime:
+  """Makes this runtime TFF's default, for the rest of the process.
+
+  In a program of your own it takes the place of TFF's
+  `tff.backends.native.set_sync_local_cpp_execution_context`; clients may be
+  `tf.data` datasets.
+
+  Args:
+    **options: Of `InProcessRuntime`.
+
+  Returns:
+    The runtime.
+  """
+  runtime = InProcessRuntime(**options)
+  tff.framework.set_default_context(runtime.start())
+  return runtime
 
 
 def _one_thread_per_client(cores: int) -> None:

@@ -33,6 +33,10 @@ class PlanError(ValueError):
   """A pass can't be run as the flags say."""
 
 
+class VectorizationError(PlanError):
+  """Tracing or compiling shows that a pass can't be vectorised after all."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
   """What the user said; see the flags of these names.
@@ -112,17 +116,17 @@ def _plan(client_pass: program.ClientPass, options: Options) -> tuple[str, str]:
     return LOOP, reason
   ops = leaf_lib.total_ops(client_pass.leaves)
   missing = _without_rule(ops, options.device)
-  if wanted == VMAP and missing:
+  must = wanted == VMAP or (wanted == 'auto' and options.xla == 'on')
+  if must and missing:
     raise PlanError(
-      '--client_plan=vmap is not possible: there is no vectorised form of '
-      f'{", ".join(missing)}. Use --client_plan=auto.'
+      'The clients can not be vectorised, as --client_plan=vmap and --xla=on '
+      f'need: there is no vectorised form of {", ".join(missing)}. Use '
+      '--client_plan=auto and --xla=auto.'
     )
   if wanted != 'auto':
     return wanted, f'--client_plan={wanted}'
-  if (
-    options.xla == 'on' and not missing and not _convolves_on_cpu(ops, options)
-  ):
-    return VMAP, '--xla=on compiles chunks of clients'
+  if must:
+    return VMAP, 'XLA compiles chunks of clients'
   if missing:
     return SCAN, f'no vectorised form of {", ".join(missing[:4])}'
   if options.device != 'cpu':
@@ -141,17 +145,18 @@ def _xla(
   if options.xla == 'off':
     return False, '--xla=off'
   if plan != VMAP:
-    if options.xla == 'on' and options.client_plan != 'auto':
+    if options.xla == 'on':
       raise PlanError(
         'XLA compiles chunks of clients: --xla=on needs --client_plan=vmap or '
         f'auto, not {plan}.'
       )
     return False, f'XLA has no part in the plan {plan}'
-  ops = leaf_lib.total_ops(client_pass.leaves)
   if options.xla == 'on':
-    return True, '--xla=on'
+    ops = leaf_lib.total_ops(client_pass.leaves)
+    slow = _convolves_on_cpu(ops, options)
+    warning = ", although XLA's convolutions on CPUs are slow" if slow else ''
+    return True, f'--xla=on{warning}'
   if options.device == 'cpu':
-    del ops
     return False, 'no XLA: on the CPU compiling takes longer than it saves'
   return True, f'XLA for the {options.device}'
 

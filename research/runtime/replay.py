@@ -161,10 +161,10 @@ class _Replay:
       self._graph.function(node.attr[branch].func.name)
       for branch in ('then_branch', 'else_branch')
     ]
+    before = [variable.read() for variable in written]
 
     def branch(body: graph_lib.Body) -> Callable[[], list]:
       def trace() -> list:
-        before = [variable.value for variable in written]
         results = self.body(body, arguments)
         results += [variable.value for variable in written]
         _assign(written, before)
@@ -203,7 +203,7 @@ class _Replay:
       ]
       return moved + [variable.value for variable in written]
 
-    before = [variable.value for variable in written]
+    before = [variable.read() for variable in written]
     final = tf.while_loop(
       lambda *state: self.body(condition, merge(state))[0],
       step,
@@ -234,7 +234,7 @@ class _Replay:
       ]
       return results + [variable.value for variable in written]
 
-    before = [variable.value for variable in written]
+    before = [variable.read() for variable in written]
     final = batches.reduce(
       step,
       [*map(tf.ensure_shape, state, shapes), *before],

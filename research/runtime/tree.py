@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -276,7 +277,7 @@ class _Builder:
 
     found = self._add(
       program.Compute(
-        [value, bound], program.CLIENTS, [tff.TensorType(tf.int32)], violated
+        [value, bound], program.CLIENTS, [tff.TensorType(np.int32)], violated
       )
     )
     message = (

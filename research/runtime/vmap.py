@@ -5,8 +5,6 @@ form a group; a group is cut into chunks, and the sums run over all chunks. No
 batch is padded, so metrics and clipping see what they would see in a loop.
 """
 
-import collections
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,104 +15,23 @@ from absl import logging
 
 from research import compat
 from research.runtime import cohort as cohort_lib
-from research.runtime import program, reductions, scan, sequences
+from research.runtime import (
+  grouping,
+  planner,
+  program,
+  reductions,
+  scan,
+  sequences,
+)
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Segments:
-  """How many batches of which sizes the clients of a chunk have, per sequence.
-
-  Attributes:
-    lengths: Sizes of the batches of one period.
-    counts: int32 [clients, segments], each client's batches of each size.
-    repeats: Periods that every client has.
-    begin: int32 [clients], where a client begins in the cohort's `rows`.
-  """
-
-  lengths: tuple[int, ...]
-  counts: np.ndarray
-  repeats: int
-  begin: np.ndarray
-
-  def form(self, fixed_lengths: bool, fixed_counts: bool) -> sequences.Form:
-    """What a function for these clients is traced for."""
-    is_uniform = bool((self.counts == self.counts[0]).all())
-    fixed = fixed_counts and is_uniform
-    is_single = tuple((self.counts == 1).all(axis=0).tolist())
-    return sequences.Form(
-      lengths=tuple(n if fixed_lengths else None for n in self.lengths),
-      is_single=is_single,
-      is_uniform=is_uniform,
-      is_repeated=self.repeats != 1,
-      counts=tuple(self.counts[0].tolist()) if fixed else None,
-      repeats=self.repeats if fixed else None,
-    )
-
-  def take(self, clients: np.ndarray) -> 'Segments':
-    """The segments of some of the clients."""
-    return dataclasses.replace(
-      self, counts=self.counts[clients], begin=self.begin[clients]
-    )
-
-
-def period(lengths: Sequence[int]) -> tuple[tuple[int, ...], list[int], int]:
-  """Describes a client's batch sizes by their shortest period.
-
-  Args:
-    lengths: Sizes of the batches, as 10 10 10 4 10 10 10 4.
-
-  Returns:
-    The sizes of one period's runs, how long each run is, and how often the
-    period comes: (10, 4), [3, 1], 2.
-  """
-  lengths = list(lengths)
-  size = len(lengths)
-  short = next(
-    (
-      n
-      for n in range(1, size + 1)
-      if size % n == 0 and lengths == lengths[:n] * (size // n)
-    ),
-    0,
-  )
-  # Batches of one size are one run, not a period of one batch.
-  if short == 1:
-    return (lengths[0],), [size], 1
-  runs, counts = [], []
-  for length in lengths[:short]:
-    if runs and runs[-1] == length:
-      counts[-1] += 1
-    else:
-      runs.append(length)
-      counts.append(1)
-  return tuple(runs), counts, size // short if short else 0
-
-
-def group(cohort: cohort_lib.Cohort) -> Iterator[tuple[np.ndarray, Segments]]:
-  """Groups clients that one traced function can take.
-
-  Args:
-    cohort: All clients' batches.
-
-  Yields:
-    Positions of a group's clients, and their segments.
-  """
-  begin = cohort.starts[cohort.clients[:-1]]
-  steps = np.diff(cohort.clients)
-  sizes = np.diff(cohort.starts)
-  clients = np.arange(len(cohort))
-  if len(sizes) and (sizes == sizes[0]).all() and (steps > 0).all():
-    yield clients, Segments((int(sizes[0]),), steps[:, None], 1, begin)
-    return
-  groups = collections.defaultdict(list)
-  for client, lengths in enumerate(cohort.lengths):
-    runs, counts, repeats = period(lengths.tolist())
-    groups[runs, repeats].append((client, counts))
-  for (runs, repeats), found in sorted(groups.items()):
-    members = np.array([client for client, _ in found])
-    counts = np.array([count for _, count in found], np.int32)
-    counts = counts.reshape(len(found), len(runs))
-    yield members, Segments(runs, counts, repeats, begin[members])
+# What pfor and XLA raise for what they do not know.
+_REFUSALS = (
+  ValueError,
+  TypeError,
+  NotImplementedError,
+  tf.errors.InvalidArgumentError,
+  tf.errors.UnimplementedError,
+)
 
 
 class Vmap:
@@ -194,12 +111,12 @@ class Vmap:
 
   def chunks(
     self, inputs: scan.Inputs, clients: int
-  ) -> Iterator[tuple[np.ndarray, list[Segments]]]:
+  ) -> Iterator[tuple[np.ndarray, list[grouping.Segments]]]:
     """Yields the clients of each chunk and their segments per sequence."""
     groups = [(np.arange(clients), [])]
     for value in inputs:
       if isinstance(value, cohort_lib.Cohort):
-        groups = list(_refine(groups, value))
+        groups = list(grouping.refine(groups, value))
     for members, segments in groups:
       for first in range(0, len(members), self._chunk):
         part = np.arange(first, min(first + self._chunk, len(members)))
@@ -208,19 +125,40 @@ class Vmap:
   def _run_chunk(self, shared, inputs, members, segments, state):
     key, flat = self.arguments(shared, inputs, members, segments, state)
     if key not in self._functions:
-      self._functions[key] = self.trace(key, flat)
-    results = compat.call_flat(
-      self._functions[key].get_concrete_function(), flat
-    )
+      results = self._run_first(key, flat)
+    else:
+      function = self._functions[key].get_concrete_function()
+      results = compat.call_flat(function, flat)
     count = len(state)
     return results[:count], [value[: len(members)] for value in results[count:]]
+
+  def _run_first(self, key: Any, flat: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Traces and runs a function, and says how long that took."""
+    begin = time.monotonic()
+    try:
+      function = self.trace(key, flat)
+      results = compat.call_flat(function.get_concrete_function(), flat)
+    except _REFUSALS as error:
+      raise planner.VectorizationError(
+        'The clients can not be vectorised: '
+        f'{(str(error).strip() or type(error).__name__).splitlines()[0]}'
+      ) from error
+    self._functions[key] = function
+    logging.info(
+      '%s program %d for %d clients in %.1f s',
+      'Compiled (XLA)' if self._xla else 'Traced',
+      self.programs,
+      int(flat[0]),
+      time.monotonic() - begin,
+    )
+    return results
 
   def arguments(
     self,
     shared: Sequence[tf.Tensor],
     inputs: scan.Inputs,
     members: np.ndarray,
-    segments: Sequence[Segments],
+    segments: Sequence[grouping.Segments],
     state: Sequence[tf.Tensor],
   ) -> tuple[Any, list[tf.Tensor]]:
     """What a chunk's function is traced for, and its flat arguments.
@@ -286,18 +224,9 @@ class Vmap:
       else tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype)
       for index, tensor in enumerate(flat)
     ]
-    begin = time.monotonic()
-    traced = tf.function(
+    return tf.function(
       function, specs, autograph=False, jit_compile=self._xla or None
     )
-    traced.get_concrete_function()
-    logging.info(
-      'Traced program %d of a pass over clients in %.1f s%s',
-      len(self._functions) + 1,
-      time.monotonic() - begin,
-      '; XLA compiles it now' if self._xla else '',
-    )
-    return traced
 
   def _traced(self, clients, flat, layout, forms, is_full):
     flat = iter(flat)
@@ -349,7 +278,7 @@ def _map(one: Callable, elements: Any) -> Sequence[tf.Tensor]:
   return [tf.expand_dims(tensor, 0) for tensor in one(first)]
 
 
-def _tensors(segments: Segments, size: int) -> list[tf.Tensor]:
+def _tensors(segments: grouping.Segments, size: int) -> list[tf.Tensor]:
   """What changes of a chunk's segments, for `size` clients."""
   return [
     tf.constant(array, tf.int32)
@@ -361,23 +290,6 @@ def _tensors(segments: Segments, size: int) -> list[tf.Tensor]:
       segments.repeats,
     )
   ]
-
-
-def _refine(groups, cohort: cohort_lib.Cohort):
-  """Splits groups so that a further sequence has one form in each, too."""
-  for positions, segments in group(cohort):
-    for members, earlier in groups:
-      common, left, right = np.intersect1d(
-        members, positions, assume_unique=True, return_indices=True
-      )
-      if len(common):
-        yield (
-          common,
-          [
-            *(s.take(left) for s in earlier),
-            segments.take(right),
-          ],
-        )
 
 
 def _inputs(layout, own, mine, arrays, dynamic, forms) -> list[Any]:

@@ -209,6 +209,10 @@ def test_dry_run_estimates_and_leaves_nothing(tmp_path):
     (['--trackers=nonsense'], '--trackers has nonsense'),
     (['--feature_shape=8,x'], 'must be whole numbers, as 28,28,1'),
     (['--runtime=stock', '--xla=on'], 'the stock worker ignores XLA'),
+    (
+      ['--runtime=in_process', '--xla=on', '--client_plan=scan'],
+      '--xla=on needs --client_plan=vmap',
+    ),
     # Given, although it is the default.
     (['--server_optimizer=sgd', '--server_momentum=0'], '--server_momentum'),
     (['--partition=natural', '--partition_clients=100'], 'is not used by'),
