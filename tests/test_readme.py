@@ -32,9 +32,15 @@ def starting_with(prefix: str) -> list[str]:
 TRAINING = starting_with(
   '.venv/bin/python -m experiments.emnist'
 ) + starting_with('.venv/bin/python -m experiments.evaluate')
+EXPORT_XLA = starting_with('.venv/bin/python -m experiments.export_xla')
 REPRODUCE = starting_with('.venv/bin/python -m experiments.reproduce')
 # `make test` is what runs this file.
-MAKE = [c for c in starting_with('make') if c != 'make test']
+BENCHMARK = starting_with('make benchmark')
+MAKE = [
+  command
+  for command in starting_with('make')
+  if command not in ['make test', *BENCHMARK]
+]
 
 
 def shell(command: str, cwd, timeout: float) -> subprocess.CompletedProcess:
@@ -52,13 +58,14 @@ def shell(command: str, cwd, timeout: float) -> subprocess.CompletedProcess:
 
 
 def test_every_command_is_run_by_a_test_below():
-  handled = [*TRAINING, *REPRODUCE, *MAKE, 'make test']
+  handled = [*TRAINING, *EXPORT_XLA, *REPRODUCE]
+  handled += [*BENCHMARK, *MAKE, 'make test']
   assert sorted(commands()) == sorted(handled)
   assert len(TRAINING) >= 4 and REPRODUCE and MAKE
 
 
 def test_the_example_runs_and_learns(tmp_path):
-  (example,) = re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL)
+  example, _ = re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL)
   assert len([line for line in example.splitlines() if line]) <= 22
   path = tmp_path / 'example.py'
   path.write_text(example)
@@ -67,6 +74,17 @@ def test_the_example_runs_and_learns(tmp_path):
   accuracy = [float(line.split()[1]) for line in result.stdout.splitlines()]
   assert len(accuracy) == 5
   assert accuracy[-1] > 0.8
+
+
+def test_the_program_of_ones_own_runs_and_learns(tmp_path):
+  _, example = re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL)
+  path = tmp_path / 'own.py'
+  path.write_text(example)
+  result = shell(f'{sys.executable} {path}', tmp_path, 300)
+  assert result.returncode == 0, result.stderr
+  losses = [float(line.split()[1]) for line in result.stdout.splitlines()]
+  assert len(losses) == 5
+  assert losses[-1] < losses[0] / 5
 
 
 def test_the_training_commands_run_in_order(tmp_path):
@@ -88,6 +106,25 @@ def test_the_training_commands_run_in_order(tmp_path):
     result = shell(f'{sys.executable} {path}', path.parent, 300)
     assert result.returncode == 0, (name, result.stderr)
     assert 'probabilities' in result.stdout
+
+
+def test_a_runs_client_program_is_exported(tmp_path):
+  if not (ROOT / '.venv-xla-cpu').exists():
+    pytest.skip('.venv-xla-cpu missing')
+  first, *_ = TRAINING
+  for command in (f'{first} --noexport --total_rounds=1', *EXPORT_XLA):
+    result = shell(command, tmp_path, 300)
+    assert result.returncode == 0, result.stderr
+  assert (tmp_path / 'runs/first/xla_cpu/manifest.json').is_file()
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs(tmp_path):
+  (command,) = BENCHMARK
+  arguments = f'--workloads=tiny --pairs=2 --output={tmp_path}'
+  result = shell(f'{command} ARGS="{arguments}"', ROOT, 1200)
+  assert result.returncode == 0, result.stderr
+  assert (tmp_path / 'results.json').is_file()
 
 
 @pytest.mark.slow

@@ -1,10 +1,11 @@
 """Does memory stay flat over many rounds?
 
-Trains a tiny model for 1,000 rounds in this process and its worker, with
-checkpoints and TensorBoard as in a run, and prints how much their resident
-memory grew after a warm-up. Fails if that is more than --limit_megabytes:
+Trains a tiny model for 1,000 rounds in this process and its worker (the
+in-process runtime has none), with checkpoints and TensorBoard as in a run, and
+prints how much their resident memory grew after a warm-up. Fails if that is
+more than --limit_megabytes:
 
-  python -m experiments.benchmark.memory
+  python -m experiments.benchmark.memory --runtime=in_process
 """
 
 import gc
@@ -23,7 +24,7 @@ from absl import flags
 from datasets import load
 from research import cli, flag_values
 from research.algorithms import fed_avg, optimizers
-from research.runtime import stock
+from research.runtime import registry
 from research.tasks import emnist
 from research.training import (
   checkpoint,
@@ -38,8 +39,12 @@ from research.training import loop as loop_lib
 _ROUNDS = flags.DEFINE_integer('rounds', 1000, 'Rounds after the warm-up.')
 _WARM_UP = flags.DEFINE_integer('warm_up', 100, 'Rounds before the first look.')
 _EVERY = flags.DEFINE_integer('every', 50, 'Rounds between looks.')
-
-
+_RUNTIME = flags.DEFINE_enum(
+  'runtime',
+  registry.DEFAULT,
+  list(registry.RUNTIMES),
+  'Where computations run.',
+)
 _LIMIT = flags.DEFINE_float('limit_megabytes', 20, 'Growth that is allowed.')
 
 
@@ -118,7 +123,7 @@ def main(argv: Sequence[str]) -> None:
   recorder = Recorder()
   with (
     tempfile.TemporaryDirectory() as directory,
-    stock.StockRuntime() as runtime,
+    registry.build(registry.RuntimeConfig(_RUNTIME.value)) as runtime,
   ):
     training_loop = make_loop(runtime, directory)
     path, config = pathlib.Path(directory), training_loop.config

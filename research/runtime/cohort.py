@@ -192,7 +192,7 @@ def pack(
   Raises:
     RaggedElementsError: If datasets have elements that can't be stacked.
   """
-  if all(isinstance(client, ClientBatches) for client in clients):
+  if clients and all(isinstance(c, ClientBatches) for c in clients):
     return _pack_batches(clients)
   elements = [_elements(client, element_type) for client in clients]
   return _pack_elements(elements, element_type)

@@ -11,7 +11,7 @@ from datasets import federated_data
 from research.runtime import stock
 from research.tasks import task as task_lib
 
-DEFAULT = 'stock'
+DEFAULT = 'in_process'
 XLA = ('auto', 'on', 'off')
 CLIENT_PLANS = ('auto', 'loop', 'scan', 'vmap')
 

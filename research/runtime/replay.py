@@ -56,6 +56,36 @@ class _Variable:
     return self.value
 
 
+class _Rows:
+  """The gradient of an embedding: rows that are summed into a large table.
+
+  An optimizer's step `weights - rate * gradient` then touches only these rows;
+  everything else gets the table.
+  """
+
+  def __init__(self, node: graph_lib.NodeDef, sources: Sequence[tf.Tensor]):
+    self._node = node
+    self._values, self._indices, self._count = sources
+    self._dense: tf.Tensor | None = None
+
+  def times(self, factor: tf.Tensor) -> '_Rows':
+    """The product with a scalar."""
+    sources = [self._values * factor, self._indices, self._count]
+    return _Rows(self._node, sources)
+
+  def subtracted_from(self, table: tf.Tensor) -> tf.Tensor:
+    """The table without these rows' values."""
+    indices = tf.expand_dims(self._indices, -1)
+    return tf.tensor_scatter_nd_sub(table, indices, self._values)
+
+  def dense(self) -> tf.Tensor:
+    """The table."""
+    if self._dense is None:
+      sources = [self._values, self._indices, self._count]
+      self._dense = _emit(self._node, sources)[0]
+    return self._dense
+
+
 def replay(
   graph: graph_lib.Graph,
   arguments: Mapping[str, Any],
@@ -110,9 +140,18 @@ class _Replay:
       ]
       for index, value in enumerate(self._node(node, sources)):
         values[name, index] = value
-    return [values[output] for output in body.outputs]
+    return [
+      value.dense() if isinstance(value, _Rows) else value
+      for value in (values[output] for output in body.outputs)
+    ]
 
   def _node(self, node: graph_lib.NodeDef, sources: list) -> Sequence[Any]:
+    if node.op == 'UnsortedSegmentSum' and sources[1].shape.rank == 1:
+      return [_Rows(node, sources)]
+    if any(isinstance(source, _Rows) for source in sources):
+      if (step := _sparse_step(node, sources)) is not None:
+        return [step]
+      sources = [s.dense() if isinstance(s, _Rows) else s for s in sources]
     if node.op in graph_lib.CALLS:
       return self._call(node.attr['f'].func.name, sources)
     if node.op in graph_lib.VARIABLES:
@@ -254,6 +293,20 @@ class _Replay:
         source.read()
     written = [sources[i] for i in sorted(self._graph.written_inputs(node))]
     return list(dict.fromkeys(written))
+
+
+def _sparse_step(node: graph_lib.NodeDef, sources: Sequence[Any]) -> Any:
+  """The op of an optimizer on the rows alone; None if it needs the table."""
+  first, second = (*sources, None)[:2]
+  if node.op == 'Sub' and tf.is_tensor(first):
+    return second.subtracted_from(first)
+  if node.op == 'Mul':
+    rows, factor = (
+      (first, second) if isinstance(first, _Rows) else (second, first)
+    )
+    if tf.is_tensor(factor) and factor.shape.rank == 0:
+      return rows.times(factor)
+  return None
 
 
 def _assign(

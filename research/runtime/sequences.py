@@ -293,6 +293,51 @@ class Mapped:
     return self._source.reduce(mapped, state, shapes)
 
 
+class Dataset:
+  """A dataset of tf.data, where computations run op by op."""
+
+  def __init__(self, variant: tf.Tensor, element_type: tff.Type):
+    """Stores a dataset.
+
+    Args:
+      variant: Its variant tensor.
+      element_type: TFF type of its elements.
+    """
+    structure = compat.type_to_tf_structure(element_type)
+    self._dataset = tf.data.experimental.from_variant(variant, structure)
+
+  def reduce(self, step: Step, state, shapes) -> list[tf.Tensor]:
+    """See `replay.Batches`."""
+    del shapes
+    return list(
+      self._dataset.reduce(
+        tuple(state),
+        lambda state, element: tuple(step(state, tf.nest.flatten(element))),
+      )
+    )
+
+  def map(
+    self,
+    function: Callable[[Sequence[Any]], list],
+    source_type: tff.Type,
+    element_type: tff.Type,
+  ) -> tf.Tensor:
+    """Applies a function on flat values to each element; see `Mapped`.
+
+    Returns:
+      The variant tensor of the new dataset.
+    """
+    before, after = nest_order(source_type), nest_order(element_type)
+    structure = compat.type_to_tf_structure(element_type)
+
+    def mapped(*element: Any) -> Any:
+      flat = tf.nest.flatten(element)
+      result = function(_in_tff_order(flat, before))
+      return tf.nest.pack_sequence_as(structure, [result[i] for i in after])
+
+    return tf.data.experimental.to_variant(self._dataset.map(mapped))
+
+
 def fold(
   source: Any,
   zero: Sequence[tf.Tensor],

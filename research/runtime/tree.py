@@ -328,6 +328,16 @@ class _Builder:
     def selected(flat: Sequence[tf.Tensor]) -> list[Any]:
       return [sequences.Selected(flat[0], flat[1:], local, element)]
 
+    def selected_eagerly(flat: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+      dataset = tf.data.Dataset.from_tensor_slices(flat[0])
+      variant = tf.data.experimental.to_variant(dataset)
+      key = tff.TensorType(np.int32)
+      return [
+        sequences.Dataset(variant, key).map(
+          lambda own: local([*flat[1:], *own]), key, element
+        )
+      ]
+
     op = program.Compute(
       [keys, *flatten(values)],
       program.CLIENTS,
@@ -335,6 +345,7 @@ class _Builder:
       selected,
       local.leaves,
     )
+    op.run_eagerly = selected_eagerly
     return self._add(op)[0]
 
   _federated_secure_select = _federated_select
@@ -350,6 +361,9 @@ class _Builder:
       lambda flat: [sequences.Mapped(flat[0], local, before, after)],
       local.leaves,
     )
+    op.run_eagerly = lambda flat: [
+      sequences.Dataset(flat[0], before).map(local, before, after)
+    ]
     return self._add(op)[0]
 
   def _sequence_reduce(self, signature, argument):
@@ -363,6 +377,9 @@ class _Builder:
       lambda flat: sequences.fold(flat[0], flat[1:], local, element),
       local.leaves,
     )
+    op.run_eagerly = lambda flat: sequences.fold(
+      sequences.Dataset(flat[0], element), flat[1:], local, element
+    )
     return pack(signature.result, iter(self._add(op)))
 
   def _sequence_sum(self, signature, sequence):
@@ -373,5 +390,8 @@ class _Builder:
       self._where,
       types,
       lambda flat: sequences.total(flat[0], element),
+    )
+    op.run_eagerly = lambda flat: sequences.total(
+      sequences.Dataset(flat[0], element), element
     )
     return pack(signature.result, iter(self._add(op)))

@@ -38,9 +38,10 @@ def of_algorithm(
   algorithm: str,
   server_optimizer: str = 'adam',
   weighting=tff.learning.ClientWeighting.NUM_EXAMPLES,
+  rate: float = 0.05,
 ):
   """A function from a model to a process of the project's registry."""
-  server = optimizers.build(server_optimizer, 0.05)
+  server = optimizers.build(server_optimizer, rate)
   settings = registry.Settings(_SGD, server, weighting, _REDUCE)
   return lambda model: registry.ALGORITHMS[algorithm].build(model, settings)
 
@@ -223,6 +224,10 @@ def aggregators(name='mlp', kind=True) -> dict[str, equality.Case]:
     key: of_model(name, kind, functools.partial(_unweighted, build))
     for key, build in UNWEIGHTED.items()
   }
+  # XLA refuses the rotation's loop: its transpositions are no constants there.
+  cases['hadamard'] = dataclasses.replace(
+    cases['hadamard'], plans=('loop', 'scan', 'vmap')
+  )
   return cases
 
 

@@ -26,7 +26,8 @@ MODELS = ('linear', 'mlp', 'dropout', 'group_norm')
 
 def _pairs():
   """Each case once, and the plans in turn."""
-  turn = itertools.cycle(equality.PLANS)
+  # vmap without XLA is traced the longest.
+  turn = itertools.cycle(['scan', 'vmap_xla', 'loop', 'scan', 'vmap', 'loop'])
   for name, case in CASES.items():
     plan = next(plan for plan in turn if plan in case.plans)
     yield pytest.param(case, plan, id=f'{name}-{plan}')
@@ -105,7 +106,8 @@ def _double_first_in_vmap(monkeypatch):
 
   def add(reduced, accumulators, contributions, count):
     programs.append(None)
-    if len(programs) == 1:
+    # The first program is for clients without examples, who weigh nothing.
+    if len(programs) == 2:
       contributions = [
         [tf.concat([v[:1] * 2, v[1:]], axis=0) for v in c]
         for c in contributions

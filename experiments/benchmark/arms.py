@@ -1,0 +1,136 @@
+"""The systems that are measured; each runs in a process of its own.
+
+  stock_reduce      TFF's worker with its default loop, DATASET_REDUCE
+  stock_iterator    TFF's worker with DATASET_ITERATOR
+  in_process_auto   the in-process runtime as it plans by itself
+  in_process_loop, _scan, _vmap, _vmap_xla   with that plan forced
+  bare_...          the loops of bare.py, without federation
+  peer_...          other frameworks, in environments of their own (peers/)
+
+The harness starts `worker.py`, which opens one of them.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from experiments.benchmark import bare, workloads
+from research.runtime import registry
+
+Step = Callable[[], None]
+Weights = Callable[[], list[np.ndarray]]
+
+_STOCK = {
+  'stock_reduce': tff.learning.LoopImplementation.DATASET_REDUCE,
+  'stock_iterator': tff.learning.LoopImplementation.DATASET_ITERATOR,
+}
+# Plan and XLA.
+_IN_PROCESS = {
+  'in_process_auto': ('auto', 'auto'),
+  'in_process_loop': ('loop', 'off'),
+  'in_process_scan': ('scan', 'off'),
+  'in_process_vmap': ('vmap', 'off'),
+  'in_process_vmap_xla': ('vmap', 'on'),
+}
+# What the planner may choose on a CPU, by model, beside `in_process_auto`.
+_PLANS = {
+  'cnn': ('in_process_scan',),
+  'bert': ('in_process_scan',),
+  'linear': ('in_process_vmap', 'in_process_vmap_xla'),
+  'wide': ('in_process_scan', 'in_process_vmap'),
+}
+# Without those that lost by far where they were measured.
+_BARE = {
+  'cnn': ('bare_one_lane', 'bare_lanes'),
+  'bert': ('bare_one_lane', 'bare_lanes'),
+  'linear': ('bare_lanes', 'bare_vmap', 'bare_vmap_xla'),
+  'wide': ('bare_one_lane', 'bare_lanes', 'bare_vmap'),
+}
+
+
+def names(workload: workloads.Workload, all_plans: bool) -> list[str]:
+  """The arms of a workload, peers apart, in the order of the report.
+
+  Args:
+    workload: What is trained.
+    all_plans: Whether to include plans and bare loops that are known to lose.
+  """
+  if all_plans:
+    loops = [f'bare_{name}' for name in bare.variants_of(workload)]
+    return [*_STOCK, *_IN_PROCESS, *loops]
+  plans = ('in_process_auto', *_PLANS[workload.model])
+  return [*_STOCK, *plans, *_BARE[workload.model]]
+
+
+@contextlib.contextmanager
+def _federated(
+  workload: workloads.Workload,
+  config: registry.RuntimeConfig,
+  loop_implementation: tff.learning.LoopImplementation | None,
+) -> Iterator[tuple[Step, Weights]]:
+  task = workload.task()
+  with registry.build(config) as runtime:
+    loop = loop_implementation or runtime.loop_implementation
+    process = runtime.prepare(workload.process(task, loop), task)
+    split, batches = task.data.train, workload.batches()
+    cohort = [
+      runtime.client_data(split, client, batches) for client in split.client_ids
+    ]
+    state = process.initialize()
+
+    def step():
+      nonlocal state
+      state = process.next(state, cohort).state
+      # Nothing may be left to run when the clock stops.
+      tf.test.experimental.sync_devices()
+
+    yield step, lambda: process.get_model_weights(state).trainable
+
+
+@contextlib.contextmanager
+def _bare(
+  workload: workloads.Workload, variant: str
+) -> Iterator[tuple[Step, Weights]]:
+  bare.VARIANTS[variant].set_threads()
+  round_fn = bare.build(workload, variant)
+  weights = bare.initial_weights(workload)
+  x, y = map(tf.constant, workload.arrays())
+
+  def step():
+    nonlocal weights
+    weights = round_fn(weights, x, y)
+    tf.test.experimental.sync_devices()
+
+  yield step, lambda: weights
+
+
+def open_arm(
+  name: str, workload: workloads.Workload
+) -> contextlib.AbstractContextManager[tuple[Step, Weights]]:
+  """Makes a system ready for its first round.
+
+  Args:
+    name: A stock, in-process or bare arm.
+    workload: What is trained.
+
+  Returns:
+    A context manager of two functions: one runs a round, to the end of its
+    computation, and one returns the global weights as a list.
+
+  Raises:
+    ValueError: If there is no such arm.
+  """
+  kind, _, variant = name.partition('_')
+  if name in _STOCK:
+    config = registry.RuntimeConfig(runtime='stock')
+    return _federated(workload, config, _STOCK[name])
+  if name in _IN_PROCESS:
+    plan, xla = _IN_PROCESS[name]
+    config = registry.RuntimeConfig('in_process', client_plan=plan, xla=xla)
+    return _federated(workload, config, None)
+  if kind == 'bare' and variant in bare.VARIANTS:
+    return _bare(workload, variant)
+  raise ValueError(f'no arm {name!r}')

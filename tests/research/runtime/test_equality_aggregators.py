@@ -1,0 +1,188 @@
+"""Aggregators alone, on equal values of the clients.
+
+Those that round would make a large difference of a small one, so they can't be
+compared after local training; those that draw random numbers are compared by
+their distributions.
+"""
+
+import collections
+import functools
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+import tensorflow_federated as tff
+from tensorflow_model_optimization.python.core.internal import (
+  tensor_encoding as te,
+)
+
+from tests.research.runtime import equality
+
+CLIENTS = 5
+SHAPE = (3, 16)
+FALSE_ALARMS = 1e-6
+
+Output = collections.namedtuple('Output', ['state', 'metrics'])
+
+_mean = tff.aggregators.MeanFactory
+_unweighted_mean = tff.aggregators.UnweightedMeanFactory
+_sum = tff.aggregators.SumFactory
+_private = tff.aggregators.DifferentiallyPrivateFactory
+
+
+def _encoded(bits: int):
+  def encoder(spec):
+    stage = te.stages.UniformQuantizationEncodingStage(bits, stochastic=False)
+    return te.encoders.as_gather_encoder(
+      te.core.EncoderComposer(stage).make(), spec
+    )
+
+  return tff.aggregators.EncodedSumFactory(encoder)
+
+
+JUMPING = {
+  'uniform_quantizer': lambda: _unweighted_mean(_encoded(3)),
+  'discretization': lambda: _unweighted_mean(
+    tff.aggregators.discretization.DiscretizationFactory(_sum(), 7.0)
+  ),
+  'compression': lambda: tff.learning.compression_aggregator(),
+  'robust': lambda: tff.learning.robust_aggregator(),
+  'private_sum': lambda: _private.gaussian_fixed(0.0, CLIENTS, 0.5),
+}
+SECURE = {
+  'secure_aggregator': lambda: tff.learning.secure_aggregator(),
+  'secure_unweighted': lambda: tff.learning.secure_aggregator(weighted=False),
+  'secure_sum': lambda: tff.aggregators.SecureSumFactory(4.0, -4.0),
+  'secure_mean': lambda: _mean(
+    tff.aggregators.SecureSumFactory(100.0, -100.0),
+    tff.aggregators.SecureSumFactory(50.0, 0.0),
+  ),
+}
+
+
+def _values(number: int) -> list[np.ndarray]:
+  rng = np.random.default_rng(number)
+  return [rng.normal(size=SHAPE).astype(np.float32) for _ in range(CLIENTS)]
+
+
+def _case(build) -> equality.Case:
+  """A process that aggregates values, and weights if it takes some."""
+  value_type = tff.TensorType(np.float32, SHAPE)
+  factory = build()
+  types = [value_type]
+  if isinstance(factory, tff.aggregators.WeightedAggregationFactory):
+    types.append(tff.TensorType(np.float32))
+  process = factory.create(*types)
+
+  @tff.federated_computation(
+    process.initialize.type_signature.result,
+    tff.FederatedType(tff.StructType(types), tff.CLIENTS),
+  )
+  def next_fn(state, clients):
+    output = process.next(state, *(clients[i] for i in range(len(types))))
+    return Output(
+      output.state, tff.federated_zip((output.result, output.measurements))
+    )
+
+  def clients(number):
+    weights = range(1, CLIENTS + 1)
+    pairs = zip(_values(number), map(np.float32, weights), strict=True)
+    return [pair[: len(types)] for pair in pairs]
+
+  return equality.Case(
+    lambda: tff.templates.IterativeProcess(process.initialize, next_fn), clients
+  )
+
+
+def _pairs():
+  """Each aggregator with two plans, in turn."""
+  names = [*JUMPING, *SECURE]
+  turn = itertools.cycle(equality.PLANS)
+  return [(name, next(turn)) for name in names for _ in range(2)]
+
+
+@pytest.fixture(scope='module')
+def expected(stock_runtime):
+  """What TFF's runtimes do with an aggregator, once for all plans."""
+
+  @functools.cache
+  def get(name):
+    if name in JUMPING:
+      case = _case(JUMPING[name])
+      return case, equality.expected(case, rounds=2)
+    case = _case(SECURE[name])
+    # TFF's runtime for users refuses secure sums.
+    context = tff.backends.test.create_sync_test_cpp_execution_context()
+    with tff.framework.get_context_stack().install(context):
+      return case, equality.expected(case, rounds=2)
+
+  return get
+
+
+@pytest.mark.parametrize('name, plan', _pairs())
+def test_results_on_equal_inputs_are_equal(expected, name, plan):
+  equality.check(*expected(name), plan)
+
+
+def test_a_quantiser_jumps_and_the_values_are_on_its_grid(expected):
+  _, trace = expected('discretization')
+  result = trace.metrics[0][0] * CLIENTS * 7
+  np.testing.assert_allclose(result, np.round(result), atol=1e-4)
+  assert np.abs(result / 7 - sum(_values(0))).max() > 0.05
+
+
+NOISY = {
+  'gaussian': lambda scale: _private.gaussian_fixed(scale, CLIENTS, 1.0),
+  'tree': lambda scale: _private.tree_aggregation(
+    scale, CLIENTS, 1.0, tf.TensorSpec([LARGE])
+  ),
+  'distributed': lambda scale: tff.learning.ddp_secure_aggregator(
+    scale / 4, CLIENTS, zeroing=False
+  ),
+  'stochastic_quantizer': lambda scale: tff.aggregators.EncodedSumFactory(
+    lambda spec: te.encoders.as_gather_encoder(
+      te.encoders.uniform_quantization(2), spec
+    )
+  ),
+}
+LARGE = 20_000
+
+
+def _noise(build, rounds: int = 1) -> list[np.ndarray]:
+  """What rounds release for equal values, in the installed runtime."""
+  value = np.linspace(-1, 1, LARGE, dtype=np.float32)[::-1].copy() / LARGE
+  process = build().create(tff.TensorType(np.float32, [LARGE]))
+  state, found = process.initialize(), []
+  for _ in range(rounds):
+    output = process.next(state, [value] * CLIENTS)
+    state = output.state
+    found.append(np.asarray(output.result))
+  return found
+
+
+def _is_alike(first: np.ndarray, second: np.ndarray) -> bool:
+  """Two samples' Kolmogorov-Smirnov test at the level `FALSE_ALARMS`."""
+  return scipy.stats.ks_2samp(first, second).pvalue > FALSE_ALARMS
+
+
+@pytest.mark.parametrize('name', NOISY)
+def test_noise_has_the_same_distribution(stock_runtime, name):
+  build = functools.partial(NOISY[name], 1.0)
+  context = tff.backends.test.create_sync_test_cpp_execution_context()
+  with tff.framework.get_context_stack().install(context):
+    (theirs,) = _noise(build)
+  for plan in ('scan', 'loop'):
+    with equality.in_process_runtime(plan):
+      ours, later = _noise(build, rounds=2)
+    assert _is_alike(ours, theirs)
+    assert ours.std() > 0
+    assert not np.array_equal(ours, later)
+
+
+def test_a_fifth_more_noise_is_found(stock_runtime):
+  (theirs,) = _noise(functools.partial(NOISY['gaussian'], 1.0))
+  with equality.in_process_runtime('scan'):
+    (ours,) = _noise(functools.partial(NOISY['gaussian'], 1.2))
+  assert not _is_alike(ours, theirs)
