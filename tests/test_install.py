@@ -50,7 +50,7 @@ def _stated(name):
   """Returns the package names that requirements/`name`.in states."""
   lines = (_REQUIREMENTS / f'{name}.in').read_text().splitlines()
   return [
-    re.split(r'[=<>]', line)[0].lower()
+    re.split(r'[=<>[]', line)[0].lower()
     for line in lines
     if line and not line.startswith('#')
   ]

@@ -10,6 +10,8 @@ import tensorflow as tf
 from research.training import loop as loop_lib
 
 _SHORT, _LONG = 4, 24
+# Trained together, since a runtime may train several at once.
+_CLIENTS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Estimate:
     steps_per_round: Local steps of a mean round, over all clients.
     seconds_per_round: Training time of a mean round, without evaluation.
     seconds: Training time of all rounds that are left.
-    memory_bytes: Memory of this process and its worker after one client's work;
-      clients that are trained at once take more.
+    memory_bytes: Memory of this process and its worker after a few clients'
+      work.
     data_bytes: Mean bytes of the examples of a cohort.
   """
 
@@ -51,7 +53,7 @@ class Estimate:
 
 
 def estimate(loop: loop_lib.TrainingLoop, rounds: int) -> Estimate:
-  """Times a few local steps of one client and scales them up.
+  """Times a few local steps of a few clients and scales them up.
 
   Args:
     loop: The loop, within a started runtime; its state is not touched.
@@ -69,11 +71,13 @@ def estimate(loop: loop_lib.TrainingLoop, rounds: int) -> Estimate:
     min(split.num_examples[client], config.client_batch_size or 10**9)
   )
 
+  clients = min(config.clients_per_round, _CLIENTS)
+
   def seconds(steps: int) -> float:
     data = loop.runtime.client_data(split, client, [batch] * steps)
     begin = time.monotonic()
-    loop.process.next(state, [data])
-    return time.monotonic() - begin
+    loop.process.next(state, [data] * clients)
+    return (time.monotonic() - begin) / clients
 
   seconds(1)
   short, long = (min(seconds(n) for _ in range(2)) for n in (_SHORT, _LONG))

@@ -108,8 +108,10 @@ def difference(tmp_path, expected, **results):
 def test_largest_difference(tmp_path):
   one, two = np.float32([1, 2]), np.float32([[3]])
   assert difference(tmp_path, [one], result_0=one) == 0
-  assert difference(tmp_path, [one, two], result_0=one, result_1=two + 4) == 4
-  assert difference(tmp_path, [two], result_0=two - 1) == 1
+  # Relative to the largest value, where that is above 1.
+  both = {'result_0': one, 'result_1': two + 6}
+  assert difference(tmp_path, [one, two], **both) == 2
+  assert difference(tmp_path, [two / 4], result_0=two / 4 - 1) == 1
   assert difference(tmp_path, [one], result_0=one * np.nan) == np.inf
   assert difference(tmp_path, [one], result_0=one[:1]) == np.inf
   assert difference(tmp_path, [one], result_0=one.astype(np.int32)) == np.inf
