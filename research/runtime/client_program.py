@@ -14,6 +14,7 @@ from research.runtime import (
   program,
   reductions,
   tree,
+  values,
   vmap,
 )
 from research.tasks import task as task_lib
@@ -66,7 +67,7 @@ def build(
   options = planner.Options(client_plan=planner.VMAP, xla='on')
   planner.decide(stage.clients, options)
   state = context.Executable(process.initialize, options).run(None)
-  shared = _shared_values(compiled, state)
+  shared = _shared_values(compiled, process, state)
   data = cohort.pack(_examples(task, num_clients, batches, seed))
   plan = vmap.Vmap(stage.clients, num_clients, xla=True, fixed_counts=True)
   inputs = [data] * len(stage.clients.inputs)
@@ -86,9 +87,13 @@ def build(
   )
 
 
-def _shared_values(compiled: program.Program, state: object) -> list[tf.Tensor]:
+def _shared_values(
+  compiled: program.Program,
+  process: tff.learning.templates.LearningProcess,
+  state: object,
+) -> list[tf.Tensor]:
   """What the server sends to the clients of the first pass."""
-  leaves = tf.nest.flatten(state)
+  leaves, _ = values.flatten(state, process.next.type_signature.parameter[0])
   server = [op for op in compiled.arguments if op.placement == program.SERVER]
   env = {
     op.results[0]: tf.convert_to_tensor(

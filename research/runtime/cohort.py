@@ -63,16 +63,26 @@ class Cohort:
     arrays = [*self.components, self.rows, self.starts, self.clients]
     return [tf.convert_to_tensor(array) for array in arrays]
 
-  @functools.cached_property
-  def padded_tensors(self) -> list[tf.Tensor]:
+  def padded_tensors(self, least: tuple[int, int]) -> list[tf.Tensor]:
     """Components and rows on the device, of one of few lengths.
 
     XLA compiles for each length. What is added is never read.
+
+    Args:
+      least: Lengths that components and rows have at least.
     """
-    return [
-      tf.convert_to_tensor(pad(array, bucket(len(array))))
-      for array in [*self.components, self.rows]
-    ]
+    if least not in self._padded:
+      sizes = [least[0]] * len(self.components) + [least[1]]
+      arrays = [*self.components, self.rows]
+      self._padded[least] = [
+        tf.convert_to_tensor(pad(array, max(size, bucket(len(array)))))
+        for array, size in zip(arrays, sizes, strict=True)
+      ]
+    return self._padded[least]
+
+  @functools.cached_property
+  def _padded(self) -> dict[tuple[int, int], list[tf.Tensor]]:
+    return {}
 
   @functools.cached_property
   def block_shape(self) -> tuple[int, int] | None:

@@ -97,6 +97,8 @@ def group(cohort: cohort_lib.Cohort) -> list[tuple[np.ndarray, Segments]]:
   Returns:
     Positions of each group's clients, and their segments.
   """
+  if not len(cohort):
+    return []
   begin = cohort.starts[cohort.clients[:-1]]
   steps, sizes = np.diff(cohort.clients), np.diff(cohort.starts)
   if len(sizes) and (sizes == sizes[0]).all():
@@ -139,8 +141,9 @@ def _with_remainders(found: Sequence[_Period], full: int) -> list[_Period]:
     Periods (full, remainder), [batches, 0 or 1], epochs; `found` itself where
     batches come in another order.
   """
+  # `period` takes epochs of one small batch for one run of them.
   remainders = collections.Counter(
-    (runs[-1], repeats)
+    (runs[-1], repeats if len(runs) > 1 else counts[0])
     for runs, counts, repeats in found
     if runs and runs[-1] < full
   )
@@ -156,7 +159,6 @@ def _with_remainders(found: Sequence[_Period], full: int) -> list[_Period]:
     elif len(runs) == 2 and runs[0] == full and counts[1] == 1:
       result.append((runs, counts, repeats))
     elif len(runs) == 1 and runs[0] < full and counts[0] == epochs:
-      # `period` takes epochs of one small batch for one run of them.
       result.append(((full, runs[0]), [0, 1], epochs))
     elif not runs:
       result.append(((full, usual), [0, 0], epochs))

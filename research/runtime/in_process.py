@@ -49,7 +49,24 @@ class InProcessRuntime:
       max_concurrent_clients: Clients that are trained at once on a CPU; None is
         one per core.
       require_accelerator: Whether running on the CPU is an error.
+
+    Raises:
+      ValueError: If an argument is none of these.
     """
+    choices = {
+      'device': (device, accelerators.DEVICES),
+      'xla': (xla, ('auto', 'on', 'off')),
+      'client_plan': (client_plan, ('auto', *planner.PLANS)),
+    }
+    for name, (value, known) in choices.items():
+      if value not in known:
+        raise ValueError(f'{name}={value!r} is none of {", ".join(known)}.')
+    for name, value in (
+      ('clients_per_chunk', clients_per_chunk),
+      ('max_concurrent_clients', max_concurrent_clients),
+    ):
+      if value is not None and value < 1:
+        raise ValueError(f'{name}={value} must be at least 1.')
     cores = max_concurrent_clients or len(os.sched_getaffinity(0))
     self._wanted, self._required = device, require_accelerator
     self._options = planner.Options(

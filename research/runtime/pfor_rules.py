@@ -74,6 +74,17 @@ def _l2_loss(pfor_input):
   return pfor.wrap(tf.reduce_sum(tf.square(flat), axis=1) / 2)
 
 
+def _squeeze(pfor_input):
+  stacked = pfor_input.stacked_input(0)
+  axes = pfor_input.get_attr('squeeze_dims')
+  if not axes:
+    # Of a single client TensorFlow's rule would squeeze the clients' axis too.
+    sizes = pfor_input.op.inputs[0].shape
+    axes = [axis for axis, size in enumerate(sizes) if size == 1]
+  axes = [axis + 1 if axis >= 0 else axis for axis in axes]
+  return pfor.wrap(tf.squeeze(stacked, axes) if axes else stacked)
+
+
 def _ones_like(pfor_input):
   return pfor.wrap(tf.ones_like(pfor_input.stacked_input(0)))
 
@@ -322,7 +333,11 @@ def _call(converter, function, arguments: list) -> list:
     all_indices_partitioned=converter.all_indices_partitioned,
     pfor_config=converter.pfor_config,
   )
-  return pfor._convert_function_call(function, inner, arguments)
+  for parameter, argument in zip(function.graph.inputs, arguments, strict=True):
+    inner._add_conversion(parameter, argument)
+  # TensorFlow's own way traces a function for each call, which takes longer.
+  results = function.graph.outputs[: len(function.function_type.flat_outputs)]
+  return [inner._convert_helper(result) for result in results]
 
 
 def _num_clients(converter) -> int | None:
@@ -343,6 +358,7 @@ _RULES: dict[str, Callable] = {
   'ScatterNd': _scatter,
   'TensorScatterAdd': _scatter,
   'TensorScatterSub': _scatter,
+  'Squeeze': _squeeze,
   'TopKV2': _top_k,
   'If': _if,
   'StatelessIf': _if,

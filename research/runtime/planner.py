@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import tensorflow_federated as tff
 
-from research.runtime import graph, pfor_rules, program
+from research.runtime import graph, pfor_rules, program, reductions
 from research.runtime import leaf as leaf_lib
 
 LOOP, SCAN, VMAP = 'loop', 'scan', 'vmap'
@@ -114,6 +114,14 @@ def _plan(client_pass: program.ClientPass, options: Options) -> tuple[str, str]:
         'LoopImplementation.DATASET_REDUCE.'
       )
     return LOOP, reason
+  if (
+    wanted == 'auto'
+    and options.xla != 'on'
+    and not all(
+      reductions.spec(ref).shape.is_fully_defined() for ref in client_pass.kept
+    )
+  ):
+    return LOOP, 'the clients return tensors whose shapes may differ'
   ops = leaf_lib.total_ops(client_pass.leaves)
   missing = _without_rule(ops, options.device)
   must = wanted == VMAP or (wanted == 'auto' and options.xla == 'on')

@@ -56,13 +56,13 @@ def zeros(
       continue
     kind = spec(reduction.results[0])
     # Broadcasting gives an unknown dimension its size with the first client.
-    shape = [size or 1 for size in _sizes(kind)]
-    neutral = tf.cast(_neutral(reduction.kind, kind.dtype), kind.dtype)
+    shape = _sizes(kind)
+    neutral = tf.constant(_neutral(reduction.kind, kind.dtype), kind.dtype)
     flat.append(tf.fill(shape, neutral))
   return flat
 
 
-def _sizes(tensor_spec: tf.TensorSpec) -> list[int | None]:
+def _sizes(tensor_spec: tf.TensorSpec) -> list[int]:
   # A known dimension of size 0 stays 0.
   return [1 if size is None else size for size in tensor_spec.shape.as_list()]
 
@@ -119,7 +119,7 @@ def add_clients(
       continue
     value = values[0]
     if count is not None:
-      neutral = tf.cast(_neutral(reduction.kind, value.dtype), value.dtype)
+      neutral = tf.constant(_neutral(reduction.kind, value.dtype), value.dtype)
       valid = tf.range(tf.shape(value)[0]) < count
       valid = tf.reshape(valid, [-1] + [1] * (value.shape.rank - 1))
       value = tf.where(valid, value, neutral)

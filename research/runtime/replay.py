@@ -73,10 +73,21 @@ class _Rows:
     sources = [self._values * factor, self._indices, self._count]
     return _Rows(self._node, sources)
 
+  def fits(self, table: tf.Tensor) -> bool:
+    """Whether a tensor surely has the table's shape: nothing is broadcast."""
+    rows = tf.get_static_value(self._count)
+    shape = tf.TensorShape([rows]).concatenate(self._values.shape[1:])
+    return shape.is_fully_defined() and table.shape == shape
+
   def subtracted_from(self, table: tf.Tensor) -> tf.Tensor:
     """The table without these rows' values."""
-    indices = tf.expand_dims(self._indices, -1)
-    return tf.tensor_scatter_nd_sub(table, indices, self._values)
+    # A segment sum drops negative ids; a scatter would refuse them.
+    known = tf.reshape(
+      self._indices >= 0, [-1] + [1] * (self._values.shape.rank - 1)
+    )
+    values = tf.where(known, self._values, tf.zeros_like(self._values))
+    indices = tf.expand_dims(tf.maximum(self._indices, 0), -1)
+    return tf.tensor_scatter_nd_sub(table, indices, values)
 
   def dense(self) -> tf.Tensor:
     """The table."""
@@ -298,7 +309,7 @@ class _Replay:
 def _sparse_step(node: graph_lib.NodeDef, sources: Sequence[Any]) -> Any:
   """The op of an optimizer on the rows alone; None if it needs the table."""
   first, second = (*sources, None)[:2]
-  if node.op == 'Sub' and tf.is_tensor(first):
+  if node.op == 'Sub' and tf.is_tensor(first) and second.fits(first):
     return second.subtracted_from(first)
   if node.op == 'Mul':
     rows, factor = (

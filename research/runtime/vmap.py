@@ -24,6 +24,7 @@ from research.runtime import (
   sequences,
 )
 
+_FEWEST_CLIENTS = 8
 # What pfor and XLA raise for what they do not know.
 _REFUSALS = (
   ValueError,
@@ -61,6 +62,7 @@ class Vmap:
     self._chunk = clients_per_chunk
     self._xla = xla
     self._fixed = fixed_counts
+    self._longest = 0, 0
     self._functions: dict[Any, Any] = {}
     specs = [reductions.spec(ref) for ref in client_pass.shared]
     self._zero = tf.function(self._zeros, specs, autograph=False)
@@ -101,8 +103,12 @@ class Vmap:
       state, keep = self._run_chunk(shared, inputs, members, segments, state)
       order.append(members)
       kept.append(keep)
-    if not self._pass.kept:
-      return state, []
+    if not order:
+      specs = [reductions.spec(ref) for ref in self._pass.kept]
+      return state, [
+        tf.zeros([0, *(size or 0 for size in spec.shape)], spec.dtype)
+        for spec in specs
+      ]
     back = np.argsort(np.concatenate(order))
     return state, [
       tf.gather(tf.concat(parts, axis=0), back)
@@ -141,7 +147,7 @@ class Vmap:
     except _REFUSALS as error:
       raise planner.VectorizationError(
         'The clients can not be vectorised: '
-        f'{(str(error).strip() or type(error).__name__).splitlines()[0]}'
+        f'{(str(error).strip() or type(error).__name__).splitlines()[-1]}'
       ) from error
     self._functions[key] = function
     logging.info(
@@ -173,7 +179,7 @@ class Vmap:
     Returns:
       A key of functions, and the arguments.
     """
-    size = cohort_lib.bucket(len(members)) if self._xla else len(members)
+    size = self._size(len(members))
     is_full = len(members) == size
     padded = cohort_lib.pad(members, size)
     blocks = [
@@ -193,6 +199,19 @@ class Vmap:
     shapes = tuple(tuple(tensor.shape)[not self._xla :] for tensor in exact)
     return (scan.layouts(inputs), forms, is_full, shapes), flat
 
+  def _size(self, clients: int) -> int:
+    """How many clients a chunk is computed for."""
+    if self._fixed or not self._xla:
+      return clients
+    # XLA compiles each size for seconds.
+    return max(cohort_lib.bucket(clients), _FEWEST_CLIENTS)
+
+  def _padded(self, value: cohort_lib.Cohort) -> list[tf.Tensor]:
+    """A cohort's arrays, at least as long as those of earlier rounds."""
+    tensors = value.padded_tensors(self._longest)
+    self._longest = tensors[0].shape[0], tensors[-1].shape[0]
+    return tensors
+
   def _arrays(self, inputs, members, blocks):
     """The cohorts' shared arrays, and the tensors of the chunk's clients."""
     arrays, own = [], []
@@ -201,7 +220,7 @@ class Vmap:
         if next(blocks):
           arrays += value.blocks(len(members))
         else:
-          arrays += value.padded_tensors if self._xla else value.tensors[:-2]
+          arrays += self._padded(value) if self._xla else value.tensors[:-2]
       elif len(members) == len(value) and (np.diff(members) == 1).all():
         own.append(value)
       else:

@@ -3,10 +3,11 @@
 import itertools
 import logging
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
-from research.runtime import loop, reductions, scan
+from research.runtime import loop, reductions, scan, vmap
 from tests.research.runtime import equality, processes
 
 # The optimizers work at the server: they change with the algorithms.
@@ -102,19 +103,15 @@ def _double_first_in_scan(monkeypatch):
 
 
 def _double_first_in_vmap(monkeypatch):
-  original, programs = reductions.add_clients, []
+  original = vmap.Vmap.chunks
 
-  def add(reduced, accumulators, contributions, count):
-    programs.append(None)
-    # The first program is for clients without examples, who weigh nothing.
-    if len(programs) == 2:
-      contributions = [
-        [tf.concat([v[:1] * 2, v[1:]], axis=0) for v in c]
-        for c in contributions
-      ]
-    return original(reduced, accumulators, contributions, count)
+  def chunks(self, inputs, clients):
+    found = list(original(self, inputs, clients))
+    members, segments = found[0]
+    yield from found
+    yield members[:1], [part.take(np.array([0])) for part in segments]
 
-  monkeypatch.setattr(reductions, 'add_clients', add)
+  monkeypatch.setattr(vmap.Vmap, 'chunks', chunks)
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,12 @@ def test_the_body_of_a_function_keeps_what_only_control_outputs_need():
     @tf.function
     def assign(handle, value):
       tf.raw_ops.AssignVariableOp(resource=handle, value=value)
-      return value + 1.0
 
-    tf.identity(assign(variable, placeholder('x')), name='result')
+    x = placeholder('x')
+    assign(variable, x)
+    call = tf.compat.v1.get_default_graph().get_operations()[-1]
+    with tf.control_dependencies([call]):
+      tf.identity(x, name='result')
 
   graph = index(build)
   body = graph.body(['x:0'], ['result:0'])

@@ -81,6 +81,7 @@ def test_every_client_is_in_one_group_with_its_batches(clients):
     ([[4, 4, 1], [4, 2], [4, 1], [4], [2]], 2),
     ([[4, 1] * 2, [4] * 6, [1] * 2], 1),
     ([[4, 1] * 2, [4] * 3], 2),
+    ([[4, 2] * 2, [4, 4, 1] * 2, [4] * 2, [3] * 2, [4] * 4, []], 3),
   ],
 )
 def test_clients_that_differ_in_counts_alone_are_one_group(clients, groups):

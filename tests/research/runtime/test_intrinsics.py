@@ -1,5 +1,7 @@
 """Each intrinsic by hand, on every plan."""
 
+import collections
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -193,6 +195,33 @@ def test_sequences_at_clients():
   assert [tuple(pair) for pair in found] == [(12, 246), (0, 0), (8, 8)]
 
 
+def test_elements_with_names_that_are_not_sorted():
+  element = collections.OrderedDict(b=np.int32, a=np.int32)
+
+  @tff.tensorflow.computation(element)
+  def swap(value):
+    return collections.OrderedDict(z=value['b'], c=10 * value['a'])
+
+  @tff.tensorflow.computation((np.int32, np.int32), swap.type_signature.result)
+  def add(total, value):
+    return total[0] + value['z'], total[1] + value['c']
+
+  @tff.federated_computation(tff.SequenceType(element))
+  def local(values):
+    swapped = tff.sequence_map(swap, values)
+    zero = tff.tensorflow.computation(lambda: (np.int32(0), np.int32(0)))()
+    return tff.sequence_sum(swapped), tff.sequence_reduce(swapped, zero, add)
+
+  @tff.federated_computation(
+    tff.FederatedType(tff.SequenceType(element), tff.CLIENTS)
+  )
+  def run(values):
+    return tff.federated_map(local, values)
+
+  ((total, reduced),) = run([[{'b': 1, 'a': 2}, {'b': 3, 'a': 4}]])
+  assert (dict(total), reduced) == ({'z': 4, 'c': 60}, (4, 60))
+
+
 def secure(intrinsic, bound):
   @tff.federated_computation(CLIENT_INT)
   def run(values):
@@ -217,7 +246,7 @@ def test_secure_sums(intrinsic, bound, expected):
   [
     (tff.federated_secure_sum, 4, VALUES),
     (tff.federated_secure_sum, 4, [1, -1]),
-    (tff.federated_secure_sum_bitwidth, 2, VALUES),
+    (tff.federated_secure_sum_bitwidth, 2, [4, 1]),
     (tff.federated_secure_sum_bitwidth, 3, [2, -1]),
   ],
 )
@@ -238,10 +267,22 @@ def test_modular_sums(symmetric, values, expected):
   assert process.next(process.initialize(), values).result == expected
 
 
+def test_the_modulus_of_negative_values_is_positive():
+  run = secure(tff.backends.mapreduce.federated_secure_modular_sum, 8)
+  assert run([-3, 1]) == 6
+
+
 def test_no_clients():
+  @tff.tensorflow.computation(np.float32, np.float32)
+  def subtract(value, mean):
+    return value - mean
+
   @tff.federated_computation(CLIENT_FLOAT)
   def run(values):
-    return tff.federated_sum(values), tff.federated_mean(values)
+    mean = tff.federated_mean(values)
+    apart = tff.federated_map(subtract, (values, tff.federated_broadcast(mean)))
+    return tff.federated_sum(values), mean, apart, tff.federated_sum(apart)
 
-  total, mean = run([])
-  assert total == 0 and np.isnan(mean)
+  total, mean, apart, total_apart = run([])
+  assert (total, total_apart, apart) == (0, 0, [])
+  assert np.isnan(mean)

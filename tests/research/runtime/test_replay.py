@@ -221,7 +221,14 @@ def test_a_needed_argument_that_is_not_given_is_an_error():
 
 
 def test_leaves_of_equal_names_do_not_share_variables():
-  leaf_a, leaf_b = (leaves.build(build(add_and_subtract)) for _ in range(2))
-  first = leaf_a.run([tf.constant(X)])
-  leaf_b.run([tf.constant(100.0)])
-  np.testing.assert_array_equal(leaf_a.run([tf.constant(X)]), first)
+  @tff.tensorflow.computation(np.int32)
+  def of_integers(x):
+    return tf.function(lambda v: v.assign_add([x, x]))(tf.Variable([1, 2]))
+
+  numbers, integers = (
+    leaves.build(build(add_and_subtract)),
+    leaves.build(of_integers),
+  )
+  first = numbers.run([tf.constant(X)])
+  np.testing.assert_array_equal(integers.run([tf.constant(5)]), [[6, 7]])
+  np.testing.assert_array_equal(numbers.run([tf.constant(X)]), first)

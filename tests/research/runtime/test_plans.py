@@ -1,0 +1,174 @@
+"""What the plans do with chunks, equal clients and ragged rounds."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from research.algorithms import fed_avg, optimizers
+from research.runtime import planner, tree
+from tests.research.runtime import equality, processes, small_tasks
+
+_REDUCE = tff.learning.LoopImplementation.DATASET_REDUCE
+_ITERATOR = tff.learning.LoopImplementation.DATASET_ITERATOR
+
+
+def build(task, loop_implementation=_REDUCE):
+  return fed_avg.build(
+    task.model_fn,
+    client_optimizer=optimizers.build('sgd', 0.1),
+    loop_implementation=loop_implementation,
+  )
+
+
+@pytest.fixture(scope='module')
+def linear(stock_runtime):
+  """Linear regression: the case and what TFF's own runtime makes of it."""
+  case = processes.of_model('linear', True, processes.of_algorithm('fed_avg'))
+  return case, equality.expected(case, rounds=1 + 1)
+
+
+@pytest.mark.parametrize('clients_per_chunk', [1, 2, 3, 100])
+@pytest.mark.parametrize('plan', ['vmap', 'vmap_xla'])
+def test_chunks_change_nothing(linear, plan, clients_per_chunk):
+  equality.check(*linear, plan, clients_per_chunk=clients_per_chunk)
+
+
+@pytest.mark.parametrize('concurrent', [1, 3])
+def test_how_many_clients_run_at_once_changes_no_bit(linear, concurrent):
+  case, reference = linear
+  start = tf.nest.pack_sequence_as(reference.structure, reference.states[0])
+  found = []
+  for number in (2, concurrent):
+    with equality.in_process_runtime('scan', max_concurrent_clients=number):
+      trace = equality.run(reference.process, start, [case.clients(0)])
+    found.append([leaf.tobytes() for leaf in trace.states[1]])
+  assert found[0] == found[1]
+
+
+@pytest.mark.parametrize('epochs', [1, 2])
+@pytest.mark.parametrize('plan', ['vmap', 'vmap_xla'])
+def test_clients_of_one_size(stock_runtime, plan, epochs):
+  task = small_tasks.build('linear', sizes=(12, 12, 12))
+  case = equality.Case(
+    lambda: build(task),
+    lambda number: small_tasks.batches(
+      task, number, batch_size=4, epochs=epochs, empty=False
+    ),
+  )
+  equality.check(case, equality.expected(case, rounds=2), plan)
+
+
+def _programs(plan, sizes_by_round) -> int:
+  """How many functions the rounds of ragged clients need."""
+  process, found = None, 0
+  with equality.in_process_runtime(plan) as runtime:
+    for number, sizes in enumerate(sizes_by_round):
+      task = small_tasks.build('linear', sizes=sizes)
+      process = process or build(task)
+      if number == 0:
+        preprocess, state = task.preprocess, process.initialize()
+      clients = [
+        dataclasses.replace(client, preprocess=preprocess)
+        for client in small_tasks.batches(task, number, batch_size=10)
+      ]
+      state = process.next(state, clients).state
+    (found,) = (
+      clients._plan.programs
+      for clients in runtime._context.executable(process.next)._passes
+      if clients
+    )
+  return found
+
+
+def test_ragged_rounds_need_few_programs():
+  rng = np.random.default_rng(0)
+  rounds = [rng.integers(1, 60, size=6).tolist() for _ in range(25)]
+  print('programs:', _programs('vmap', rounds))
+  assert _programs('vmap', rounds) <= 4
+
+
+def decide(process, client_plan='auto', xla='auto', device='cpu', **kwargs):
+  (client_pass,) = (
+    stage.clients for stage in tree.build(process.next).stages if stage.clients
+  )
+  options = planner.Options(device, xla, client_plan, **kwargs)
+  return planner.decide(client_pass, options)
+
+
+@pytest.fixture(scope='module')
+def made():
+  return {
+    'linear': build(small_tasks.build('linear')),
+    'convnet': build(small_tasks.build('convnet')),
+    'iterator': build(small_tasks.build('linear'), _ITERATOR),
+  }
+
+
+@pytest.mark.parametrize(
+  'name, options, plan, xla, reason',
+  [
+    ('linear', {}, 'vmap', False, 'one op for many clients'),
+    ('linear', {'xla': 'on'}, 'vmap', True, '--xla=on'),
+    ('linear', {'device': 'gpu'}, 'vmap', True, 'fills a gpu'),
+    ('linear', {'device': 'tpu', 'xla': 'off'}, 'vmap', False, 'fills a tpu'),
+    ('linear', {'client_plan': 'scan'}, 'scan', False, '--client_plan=scan'),
+    ('linear', {'client_plan': 'loop'}, 'loop', False, '--client_plan=loop'),
+    ('convnet', {}, 'scan', False, 'oneDNN'),
+    ('convnet', {'device': 'gpu'}, 'vmap', True, 'fills a gpu'),
+    ('convnet', {'client_plan': 'vmap'}, 'vmap', False, '--client_plan=vmap'),
+    ('convnet', {'xla': 'on'}, 'vmap', True, 'slow'),
+    ('iterator', {}, 'loop', False, 'IteratorGetNext'),
+    ('iterator', {'device': 'gpu'}, 'loop', False, 'IteratorGetNext'),
+  ],
+)
+def test_decisions(made, name, options, plan, xla, reason):
+  decision = decide(made[name], **options)
+  assert (decision.plan, decision.xla) == (plan, xla)
+  assert reason in decision.reason
+  assert decision.describe()['plan'] == plan
+  assert (decision.clients_per_chunk is not None) == (plan == 'vmap')
+
+
+@pytest.mark.parametrize(
+  'name, options, message',
+  [
+    ('iterator', {'client_plan': 'scan'}, 'one by one.*DATASET_REDUCE'),
+    ('iterator', {'client_plan': 'vmap'}, 'one by one.*DATASET_REDUCE'),
+    ('iterator', {'xla': 'on'}, 'one by one.*DATASET_REDUCE'),
+    ('linear', {'client_plan': 'scan', 'xla': 'on'}, 'not scan'),
+    ('linear', {'client_plan': 'loop', 'xla': 'on'}, 'not loop'),
+  ],
+)
+def test_what_the_flags_can_not_have_is_an_error(made, name, options, message):
+  with pytest.raises(planner.PlanError) as error:
+    decide(made[name], **options)
+  assert re.search(message, str(error.value).replace('\n', ' '))
+
+
+def test_an_operation_without_a_vectorised_form(made, monkeypatch):
+  monkeypatch.setattr(planner, '_without_rule', lambda *_: ['Where'])
+  assert decide(made['linear']).plan == 'scan'
+  assert 'Where' in decide(made['linear']).reason
+  for options in ({'client_plan': 'vmap'}, {'xla': 'on'}):
+    with pytest.raises(planner.PlanError, match='Where'):
+      decide(made['linear'], **options)
+
+
+def test_a_large_model_is_not_vectorised_on_a_cpu(made, monkeypatch):
+  monkeypatch.setattr(planner, '_SMALL_MODEL', 2)
+  assert decide(made['linear']).plan == 'scan'
+  assert decide(made['linear'], device='gpu').plan == 'vmap'
+
+
+def test_chunks_fit_into_their_memory(made, monkeypatch):
+  assert decide(made['linear'], clients_per_chunk=7).clients_per_chunk == 7
+  few = decide(made['linear']).clients_per_chunk
+  monkeypatch.setattr(planner, 'parameters', lambda _: 10_000_000)
+  monkeypatch.setattr(planner, '_SMALL_MODEL', 10**9)
+  chunk = decide(made['linear']).clients_per_chunk
+  assert 1 <= chunk < few
+  assert chunk * 10_000_000 * 4 <= planner._CHUNK_BYTES['cpu']
