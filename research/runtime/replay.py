@@ -75,7 +75,7 @@ class _Rows:
 
   def fits(self, table: tf.Tensor) -> bool:
     """Whether a tensor surely has the table's shape: nothing is broadcast."""
-    rows = tf.get_static_value(self._count)
+    rows = _static(self._count)
     shape = tf.TensorShape([rows]).concatenate(self._values.shape[1:])
     return shape.is_fully_defined() and table.shape == shape
 
@@ -318,6 +318,14 @@ def _sparse_step(node: graph_lib.NodeDef, sources: Sequence[Any]) -> Any:
     if tf.is_tensor(factor) and factor.shape.rank == 0:
       return rows.times(factor)
   return None
+
+
+def _static(count: tf.Tensor) -> Any:
+  """A scalar's value if the graph has it, as an element of a constant too."""
+  if count.op.type != 'StridedSlice' or count.shape.rank != 0:
+    return tf.get_static_value(count)
+  vector, begin, *_ = map(tf.get_static_value, count.op.inputs)
+  return None if vector is None or begin is None else vector[begin[0]]
 
 
 def _assign(

@@ -78,3 +78,16 @@ def test_a_step_inside_of_a_branch():
 
   (result,), _ = replayed(step)
   np.testing.assert_allclose(result[5], TABLE[5] * (1 - 0.5 * 6))
+
+
+def test_what_is_broadcast_or_dropped_stays_so():
+  @tff.tensorflow.computation(*TYPES)
+  def sums(table, ids):
+    ids = tf.concat([ids, [-1]], axis=0)
+    rows = tf.gather(table, tf.maximum(ids, 0))
+    summed = tf.math.unsorted_segment_sum(rows, ids, 7)
+    return 1.0 - summed, table - summed, table[:1] - summed
+
+  (_, difference, _), _ = replayed(sums)
+  np.testing.assert_allclose(difference[0], [0, 0])
+  np.testing.assert_allclose(difference[5], -2 * TABLE[5])
