@@ -23,6 +23,8 @@ _SMALL_MODEL = 200_000
 # model a client has: weights, gradients, update and what comes between.
 _CHUNK_BYTES = {'cpu': 2**30, 'gpu': 2**33, 'tpu': 2**32}
 _COPIES = 8
+# Beyond, more clients at once gain nothing, and their examples take memory too.
+_MOST_CLIENTS = 1024
 
 
 # What gradients compute on shapes, which are the same for all clients.
@@ -208,5 +210,5 @@ def _size(type_signature: tff.TensorType) -> int:
 
 def _chunk(client_pass: program.ClientPass, device: str) -> int:
   """Clients whose copies of the model fit into the chunk's memory."""
-  per_client = 4 * _COPIES * max(parameters(client_pass), 1000)
-  return max(1, _CHUNK_BYTES[device] // per_client)
+  per_client = 4 * _COPIES * max(parameters(client_pass), 1)
+  return min(max(1, _CHUNK_BYTES[device] // per_client), _MOST_CLIENTS)
