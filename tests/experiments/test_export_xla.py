@@ -66,7 +66,7 @@ def test_programs_of_flags_are_exported(asked, tmp_path, capsys):
   programs = manifest['programs']
   assert programs['one_client']['num_clients'] == 1
   arguments = {a['name']: a for a in programs['3_clients']['arguments']}
-  assert arguments['batches/begin']['shape'] == [4]
+  assert arguments['batches/begin']['shape'] == [3]
   task, process, _, batches = asked[0]
   assert task.name == 'digit_recognition'
   assert batches == [8, 8, 4, 8, 8, 4]
