@@ -18,7 +18,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from experiments.benchmark import bare, workloads
-from research.runtime import registry
+from research.runtime import in_process, registry
 
 Step = Callable[[], None]
 Weights = Callable[[], list[np.ndarray]]
@@ -79,6 +79,9 @@ def _federated(
     cohort = [
       runtime.client_data(split, client, batches) for client in split.client_ids
     ]
+    # Packed beforehand, as the bare loops have their arrays.
+    if isinstance(runtime, in_process.InProcessRuntime):
+      cohort = runtime.cohort(cohort)
     state = process.initialize()
 
     def step():
