@@ -13,7 +13,13 @@ from absl import logging
 
 from datasets import federated_data
 from research import compat
-from research.runtime import accelerators, cohort, context, planner
+from research.runtime import (
+  accelerators,
+  cohort,
+  context,
+  planner,
+  registry,
+)
 from research.tasks import task as task_lib
 
 
@@ -55,8 +61,8 @@ class InProcessRuntime:
     """
     choices = {
       'device': (device, accelerators.DEVICES),
-      'xla': (xla, ('auto', 'on', 'off')),
-      'client_plan': (client_plan, ('auto', *planner.PLANS)),
+      'xla': (xla, registry.XLA),
+      'client_plan': (client_plan, registry.CLIENT_PLANS),
     }
     for name, (value, known) in choices.items():
       if value not in known:

@@ -27,7 +27,14 @@ pfor = importlib.import_module('tensorflow.python.ops.parallel_for.pfor')
 _WITHOUT_RULE = frozenset({'Const', 'NoOp', 'Placeholder', '_Arg', '_Retval'})
 # Their inputs are shapes, which are equal for all clients.
 _OF_SHAPES = frozenset(
-  {'BroadcastArgs', 'BroadcastGradientArgs', 'ConcatOffset', 'Range'}
+  {
+    'BroadcastArgs',
+    'BroadcastGradientArgs',
+    'ConcatOffset',
+    'DynamicStitch',
+    'InvertPermutation',
+    'Range',
+  }
 )
 
 

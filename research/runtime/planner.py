@@ -27,10 +27,6 @@ _COPIES = 8
 _MOST_CLIENTS = 1024
 
 
-# What gradients compute on shapes, which are the same for all clients.
-_OF_SHAPES = frozenset(['DynamicStitch', 'InvertPermutation'])
-
-
 class PlanError(ValueError):
   """A pass can't be run as the flags say."""
 
@@ -184,8 +180,7 @@ def _without_rule(ops: Sequence[str], device: str) -> list[str]:
   """Ops that can't be vectorised."""
   # TensorFlow's CPU kernels have no gradients of grouped convolutions.
   pfor_rules.register(None if device == 'cpu' else True)
-  missing = pfor_rules.missing(op for op in ops if op not in graph.REPLAYED)
-  return [op for op in missing if op not in _OF_SHAPES]
+  return pfor_rules.missing(op for op in ops if op not in graph.REPLAYED)
 
 
 def _convolves_on_cpu(ops: Sequence[str], options: Options) -> bool:
