@@ -99,6 +99,9 @@ class Ragged:
   def reduce(self, step: Step, state, shapes) -> list[tf.Tensor]:
     """See `replay.Batches`."""
 
+    # Inlined, a step's ops are on a cycle with the loop's own, and whether
+    # TensorFlow then gives a gradient its oneDNN kernel is a matter of chance.
+    @tf.function(autograph=False, experimental_attributes={'_noinline': True})
     def body(t: tf.Tensor, *state: tf.Tensor) -> list:
       begin = self._starts[self._first + t]
       end = self._starts[self._first + t + 1]
