@@ -151,7 +151,13 @@ class _Clients:
     if decision.plan == planner.SCAN:
       return scan.Scan(self._pass, self._options.concurrent_clients)
     if decision.plan == planner.VMAP:
-      return vmap.Vmap(self._pass, decision.clients_per_chunk, decision.xla)
+      on_cpu = self._options.device == 'cpu'
+      return vmap.Vmap(
+        self._pass,
+        decision.clients_per_chunk,
+        decision.xla,
+        lanes=self._options.concurrent_clients if on_cpu else 1,
+      )
     return loop.Loop(self._pass)
 
   def run(self, env: dict[program.Ref, Any], clients: int | None) -> None:

@@ -126,8 +126,11 @@ def _depthwise_backprop_filter(pfor_input):
 
 
 def _use_groups(grouped: bool | None) -> bool:
-  if grouped is not None:
-    return grouped
+  return is_for_xla() if grouped is None else grouped
+
+
+def is_for_xla() -> bool:
+  """Whether XLA compiles the graph that is being traced."""
   return control_flow_util.GraphOrParentsInXlaContext(
     tf.compat.v1.get_default_graph()
   )

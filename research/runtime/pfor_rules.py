@@ -15,14 +15,18 @@ a client's last values.
 
 import importlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.ops.parallel_for import control_flow_ops
 
 from research.runtime import pfor_conv_rules
 
 # `from ... import pfor` would give the function of that name.
 pfor = importlib.import_module('tensorflow.python.ops.parallel_for.pfor')
 
+# Name of the operation that takes a client's row of what `map_clients` maps.
+_OWN_ROW = 'row_of_this_client'
 # They have no inputs, or pfor knows them without a rule.
 _WITHOUT_RULE = frozenset({'Const', 'NoOp', 'Placeholder', '_Arg', '_Retval'})
 # Their inputs are shapes, which are equal for all clients.
@@ -73,6 +77,40 @@ def missing(op_names: Iterable[str]) -> list[str]:
     *_OF_SHAPES,
   }
   return sorted(set(op_names) - known)
+
+
+def map_clients(function: Callable[[Any], Any], elements: Any) -> Any:
+  """Vectorises a function of one client; call `register` before.
+
+  `tf.vectorized_map` copies all rows where it is not told the number of
+  clients when it is traced.
+
+  Args:
+    function: From one client's tensors to its results.
+    elements: Structure of tensors with one row per client.
+
+  Returns:
+    The results, stacked.
+
+  Raises:
+    ValueError: If an operation can't be vectorised.
+  """
+
+  def one(client: tf.Tensor) -> Any:
+    rows = tf.nest.map_structure(
+      lambda tensor: tf.gather(tensor, client, name=_OWN_ROW), elements
+    )
+    return function(rows)
+
+  clients = tf.shape(tf.nest.flatten(elements)[0])[0]
+  return control_flow_ops.pfor(one, clients, fallback_to_while_loop=False)
+
+
+def _gather(pfor_input):
+  name = pfor_input.op.name.rpartition('/')[2]
+  if not name.startswith(_OWN_ROW):
+    return pfor._convert_gather(pfor_input)
+  return pfor.wrap(pfor_input.unstacked_input(0))
 
 
 def _l2_loss(pfor_input):
@@ -148,18 +186,35 @@ def _if(pfor_input):
   converted = [
     _call(pfor_input.pfor, branch, list(inputs)) for branch in branches
   ]
-  outputs = []
+  stack = pfor_input.pfor._unwrap_or_tile
+  tensors, outputs = [], []
   for index, (taken, other) in enumerate(zip(*converted, strict=True)):
     if taken.t.dtype == tf.variant:
       # What a gradient needs of one branch; the other has nothing to offer.
       empty = branches[0].graph.outputs[index].op.type == 'OptionalNone'
       outputs.append(other if empty else taken)
     else:
-      stack = pfor_input.pfor._unwrap_or_tile
-      outputs.append(
-        pfor.wrap(_select(predicate.t, stack(taken), stack(other)))
-      )
-  return outputs
+      tensors.append((taken, other))
+      outputs.append(None)
+
+  def mixed() -> list[tf.Tensor]:
+    return [_select(predicate.t, stack(a), stack(b)) for a, b in tensors]
+
+  if not tensors or pfor_conv_rules.is_for_xla():
+    selected = mixed()
+  else:
+    # Mostly all clients agree, as on not being broken: then nothing is copied.
+    votes = tf.cast(predicate.t, tf.int32)
+    selected = tf.switch_case(
+      tf.reduce_min(votes) + tf.reduce_max(votes),
+      [
+        lambda: [stack(other) for _, other in tensors],
+        mixed,
+        lambda: [stack(taken) for taken, _ in tensors],
+      ],
+    )
+  selected = map(pfor.wrap, selected)
+  return [next(selected) if o is None else o for o in outputs]
 
 
 def _while(pfor_input):
@@ -359,6 +414,7 @@ def _select(mask: tf.Tensor, chosen: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
 
 
 _RULES: dict[str, Callable] = {
+  'GatherV2': _gather,
   'L2Loss': _l2_loss,
   'InTopKV2': _in_top_k,
   'OnesLike': _ones_like,

@@ -5,6 +5,7 @@ form a group; a group is cut into chunks, and the sums run over all chunks. No
 batch is padded, so metrics and clipping see what they would see in a loop.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from research import compat
 from research.runtime import cohort as cohort_lib
 from research.runtime import (
   grouping,
+  pfor_rules,
   planner,
   program,
   reductions,
@@ -48,6 +50,7 @@ class Vmap:
     clients_per_chunk: int,
     xla: bool,
     fixed_counts: bool = False,
+    lanes: int = 1,
   ):
     """Prepares the pass.
 
@@ -57,15 +60,17 @@ class Vmap:
       xla: Whether XLA compiles the clients' work.
       fixed_counts: Whether to trace for the very numbers of batches, so that
         the compiler knows how long its loops are.
+      lanes: Parts of a chunk that are computed side by side, where each
+        operation has one thread. XLA takes a chunk whole.
     """
     self._pass = client_pass
     self._chunk = clients_per_chunk
     self._xla = xla
+    self._lanes = 1 if xla else lanes
     self._fixed = fixed_counts
     self._longest = 0, 0
     self._functions: dict[Any, Any] = {}
-    specs = [reductions.spec(ref) for ref in client_pass.shared]
-    self._zero = tf.function(self._zeros, specs, autograph=False)
+    self._zero: Any = None
 
   @property
   def programs(self) -> int:
@@ -77,7 +82,11 @@ class Vmap:
     Args:
       shared: Values of the pass's `shared`.
     """
-    return compat.call_flat(self._zero.get_concrete_function(), shared)
+    if self._zero is None:
+      specs = [reductions.spec(ref) for ref in self._pass.shared]
+      zero = tf.function(self._zeros, specs, autograph=False)
+      self._zero = zero.get_concrete_function()
+    return compat.call_flat(self._zero, shared)
 
   def _zeros(self, *shared: tf.Tensor) -> list[tf.Tensor]:
     known = dict(zip(self._pass.shared, shared, strict=True))
@@ -133,8 +142,7 @@ class Vmap:
     if key not in self._functions:
       results = self._run_first(key, flat)
     else:
-      function = self._functions[key].get_concrete_function()
-      results = compat.call_flat(function, flat)
+      results = compat.call_flat(self._functions[key], flat)
     count = len(state)
     return results[:count], [value[: len(members)] for value in results[count:]]
 
@@ -142,8 +150,8 @@ class Vmap:
     """Traces and runs a function, and says how long that took."""
     begin = time.monotonic()
     try:
-      function = self.trace(key, flat)
-      results = compat.call_flat(function.get_concrete_function(), flat)
+      function = self.trace(key, flat).get_concrete_function()
+      results = compat.call_flat(function, flat)
     except _REFUSALS as error:
       raise planner.VectorizationError(
         'The clients can not be vectorised: '
@@ -197,7 +205,8 @@ class Vmap:
     # XLA and blocks are traced for the very shapes.
     exact = flat if self._xla else [a for a in arrays if any(blocks)]
     shapes = tuple(tuple(tensor.shape)[not self._xla :] for tensor in exact)
-    return (scan.layouts(inputs), forms, is_full, shapes), flat
+    lanes = self._lanes if size >= self._lanes * _FEWEST_CLIENTS else 1
+    return (scan.layouts(inputs), forms, is_full, lanes, shapes), flat
 
   def _size(self, clients: int) -> int:
     """How many clients a chunk is computed for."""
@@ -229,10 +238,10 @@ class Vmap:
 
   def trace(self, key: Any, flat: Sequence[tf.Tensor]) -> Any:
     """Traces the function of a chunk; see `arguments`."""
-    layout, forms, is_full = key[:3]
+    layout, forms, is_full, lanes = key[:4]
 
     def function(clients: tf.Tensor, *flat: tf.Tensor) -> list[tf.Tensor]:
-      return self._traced(clients, flat, layout, forms, is_full)
+      return self._traced(clients, flat, layout, forms, is_full, lanes)
 
     fixed = (
       1 + len(self._pass.shared) + len(reductions.specs(self._pass.reductions))
@@ -247,7 +256,7 @@ class Vmap:
       function, specs, autograph=False, jit_compile=self._xla or None
     )
 
-  def _traced(self, clients, flat, layout, forms, is_full):
+  def _traced(self, clients, flat, layout, forms, is_full, lanes):
     flat = iter(flat)
     shared = [next(flat) for _ in self._pass.shared]
     state = [next(flat) for _ in reductions.specs(self._pass.reductions)]
@@ -278,21 +287,40 @@ class Vmap:
         for value in [*(v for c in contributions for v in c), *keep]
       )
 
-    outputs = iter(_map(one, elements))
-    contributions = [
-      [next(outputs) for _ in program.contributed(reduction)]
-      for reduction in self._pass.reductions
-    ]
-    new = reductions.add_clients(
-      self._pass.reductions, state, contributions, None if is_full else clients
-    )
-    return [*new, *outputs]
+    results, count = [], None if is_full else clients
+    for outputs in map(iter, _map_in_lanes(one, elements, lanes)):
+      contributions = [
+        [next(outputs) for _ in program.contributed(reduction)]
+        for reduction in self._pass.reductions
+      ]
+      state = reductions.add_clients(
+        self._pass.reductions, state, contributions, count
+      )
+      results.append(list(outputs))
+    if lanes == 1:
+      return [*state, *results[0]]
+    return [*state, *(tf.concat(p, axis=0) for p in zip(*results, strict=True))]
+
+
+def _map_in_lanes(
+  one: Callable, elements: Any, lanes: int
+) -> list[Sequence[tf.Tensor]]:
+  """Vectorises a function lane by lane; lanes do not wait for each other."""
+  if lanes == 1:
+    return [_map(one, elements)]
+  mapped = tf.function(lambda *part: _map(one, part), autograph=False)
+  clients = tf.shape(elements[0])[0]
+  ends = [clients * lane // lanes for lane in range(lanes + 1)]
+  return [
+    mapped(*tf.nest.map_structure(lambda t: t[first:last], elements))  # noqa: B023
+    for first, last in itertools.pairwise(ends)
+  ]
 
 
 def _map(one: Callable, elements: Any) -> Sequence[tf.Tensor]:
   """Vectorises a function, unless there is just one client."""
   if elements[0].shape[0] != 1:
-    return tf.vectorized_map(one, elements, fallback_to_while_loop=False)
+    return pfor_rules.map_clients(one, elements)
   first = tf.nest.map_structure(lambda tensor: tensor[0], elements)
   return [tf.expand_dims(tensor, 0) for tensor in one(first)]
 

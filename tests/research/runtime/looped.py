@@ -41,9 +41,7 @@ def integers(limit, *shape):
 def vectorised(function, jit):
   """The function of all clients, as a tf.function."""
   return tf.function(
-    lambda stacked: tf.vectorized_map(
-      function, stacked, fallback_to_while_loop=False
-    ),
+    lambda stacked: pfor_rules.map_clients(function, stacked),
     jit_compile=jit,
     autograph=False,
   )

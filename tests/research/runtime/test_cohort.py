@@ -33,6 +33,14 @@ def client(number, lengths, order=None):
   )
 
 
+@pytest.fixture(autouse=True)
+def eager():
+  """Lets a test see the batches that a step is traced for."""
+  tf.config.run_functions_eagerly(True)
+  yield
+  tf.config.run_functions_eagerly(False)
+
+
 def batches_of(cohort):
   """Each client's batches, as the scan plan reads them."""
   found = []

@@ -59,6 +59,45 @@ def test_branches_are_selected_by_client(jit):
 
 
 @looped.both
+@pytest.mark.parametrize('steps', [[0, 0, 0, 0], [5, 2, 3, 4], [0, 2, 0, 2]])
+def test_branches_on_which_clients_agree(jit, steps):
+  function = looped.with_gradient(
+    lambda steps, x: tf.cond(steps > 1, lambda: x * x, lambda: tf.zeros([2]))
+  )
+  x = looped.normal(looped.CLIENTS, 2, dtype=np.float32)
+  looped.compare(function, (tf.constant(steps), x), jit=jit, tolerance=1e-6)
+
+
+def test_where_clients_agree_nothing_is_selected():
+  def function(stacked):
+    steps, x = stacked
+    return tf.cond(steps > 1, lambda: x * 2, lambda: tf.zeros([2], x.dtype))
+
+  stacked = looped.STEPS, looped.normal(looped.CLIENTS, 2)
+  graph = looped.vectorised(function, False).get_concrete_function(stacked)
+  types = [op.type for op in graph.graph.get_operations()]
+  assert types.count('StatelessCase') == 1
+  # It is in one branch of the case, for clients that differ.
+  assert 'Select' not in types
+  assert looped.op_types(function, stacked).count('Select') == 1
+
+
+def test_a_clients_own_row_is_not_gathered():
+  table = looped.normal(9, 3)
+
+  def function(stacked):
+    index, x = stacked
+    return x + tf.gather(table, index)
+
+  stacked = looped.STEPS, looped.normal(looped.CLIENTS, 2, 3)
+  looped.compare(function, stacked, jit=False)
+  specs = tuple(tf.TensorSpec([None, *t.shape[1:]], t.dtype) for t in stacked)
+  # Three in the body that pfor reads, for two rows and what the function asks
+  # for, and the latter vectorised.
+  assert looped.op_types(function, specs).count('GatherV2') == 3 + 1
+
+
+@looped.both
 def test_a_predicate_of_all_clients_runs_one_branch(jit):
   shared = tf.constant(1)
   function = looped.with_gradient(

@@ -37,6 +37,45 @@ def test_chunks_change_nothing(linear, plan, clients_per_chunk):
   equality.check(*linear, plan, clients_per_chunk=clients_per_chunk)
 
 
+@pytest.mark.parametrize('sizes', [(12,) * 35, tuple(range(1, 36))])
+def test_lanes_of_a_chunk_change_nothing(stock_runtime, sizes):
+  task = small_tasks.build('linear', sizes=sizes)
+  case = equality.Case(
+    lambda: build(task),
+    lambda number: small_tasks.batches(task, number, empty=False, batch_size=9),
+  )
+  reference = equality.expected(case, rounds=2)
+  for lanes in (1, 3, 4):
+    equality.check(case, reference, 'vmap', max_concurrent_clients=lanes)
+
+
+def _functions(process, clients):
+  """All functions of the graph that the first pass of a round was traced to."""
+  with equality.in_process_runtime('scan') as runtime:
+    process.next(process.initialize(), clients)
+    (plan,) = (
+      part._plan
+      for part in runtime._context.executable(process.next)._passes
+      if part
+    )
+  (traced,) = plan._functions.values()
+  return traced.graph.as_graph_def().library.function
+
+
+def test_a_local_step_is_a_function_of_its_own():
+  task = small_tasks.build('convnet')
+  steps = [
+    function
+    for function in _functions(build(task), small_tasks.batches(task))
+    if function.attr['_noinline'].b
+  ]
+  # Else TensorFlow sees a step and its loop as one cycle, and by chance finds
+  # no oneDNN kernel for a gradient.
+  (step,) = steps
+  ops = {node.op for node in step.node_def}
+  assert {'Conv2D', 'Conv2DBackpropFilter'} <= ops
+
+
 @pytest.mark.parametrize('concurrent', [1, 3])
 def test_how_many_clients_run_at_once_changes_no_bit(linear, concurrent):
   case, reference = linear
