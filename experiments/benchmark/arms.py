@@ -40,14 +40,16 @@ _PLANS = {
   'cnn': ('in_process_scan',),
   'bert': ('in_process_scan',),
   'linear': ('in_process_vmap', 'in_process_vmap_xla'),
-  'wide': ('in_process_scan', 'in_process_vmap'),
+  'wide': (),
 }
+# Beyond, stock TFF takes minutes for a round.
+_MOST_STOCK_CLIENTS = 1000
 # Without those that lost by far where they were measured.
 _BARE = {
   'cnn': ('bare_one_lane', 'bare_lanes'),
   'bert': ('bare_one_lane', 'bare_lanes'),
   'linear': ('bare_lanes', 'bare_vmap', 'bare_vmap_xla'),
-  'wide': ('bare_one_lane', 'bare_lanes', 'bare_vmap'),
+  'wide': ('bare_lanes', 'bare_vmap'),
 }
 
 
@@ -61,8 +63,9 @@ def names(workload: workloads.Workload, all_plans: bool) -> list[str]:
   if all_plans:
     loops = [f'bare_{name}' for name in bare.variants_of(workload)]
     return [*_STOCK, *_IN_PROCESS, *loops]
+  stock = _STOCK if workload.clients <= _MOST_STOCK_CLIENTS else ()
   plans = ('in_process_auto', *_PLANS[workload.model])
-  return [*_STOCK, *plans, *_BARE[workload.model]]
+  return [*stock, *plans, *_BARE[workload.model]]
 
 
 @contextlib.contextmanager
