@@ -107,6 +107,8 @@ class Split:
     self._num_examples = types.MappingProxyType(
       {str(c): int(n) for c, n in num_examples.items()}
     )
+    self._client_ids = tuple(self._num_examples)
+    self._positions = {c: i for i, c in enumerate(self._client_ids)}
     self._load = load
 
   @classmethod
@@ -153,7 +155,16 @@ class Split:
   @property
   def client_ids(self) -> tuple[str, ...]:
     """The clients, in an order that never changes."""
-    return tuple(self._num_examples)
+    return self._client_ids
+
+  def position(self, client_id: str) -> int:
+    """Returns where a client is in `client_ids`.
+
+    Raises:
+      KeyError: If there is no such client.
+    """
+    self._check_known([client_id])
+    return self._positions[client_id]
 
   @property
   def num_examples(self) -> Mapping[str, int]:

@@ -55,6 +55,11 @@ class InProcessContext(compat.SyncContext):
     self._executables.move_to_end(key)
     return self._executables[key]
 
+  @property
+  def programs(self) -> int:
+    """How many functions of clients' work were traced; see `Executable`."""
+    return sum(found.programs for found in self._executables.values())
+
 
 class Executable:
   """A compiled computation."""
@@ -86,6 +91,11 @@ class Executable:
   def decisions(self) -> list[planner.Decision]:
     """How each pass over the clients is run."""
     return [clients.decision for clients in self._passes if clients]
+
+  @property
+  def programs(self) -> int:
+    """How many functions its passes were traced to, by XLA compiled, so far."""
+    return sum(clients.programs for clients in self._passes if clients)
 
   def run(self, argument: Any) -> Any:
     """Runs the computation on Python values."""
@@ -159,6 +169,10 @@ class _Clients:
         lanes=self._options.concurrent_clients if on_cpu else 1,
       )
     return loop.Loop(self._pass)
+
+  @property
+  def programs(self) -> int:
+    return self._plan.programs
 
   def run(self, env: dict[program.Ref, Any], clients: int | None) -> None:
     """Runs all clients; what the server gets and is kept goes into `env`."""

@@ -161,6 +161,11 @@ class InProcessRuntime:
     """
     return cohort.pack(clients)
 
+  @property
+  def programs(self) -> int:
+    """See `registry.Runtime`."""
+    return self._context.programs if self._context else 0
+
   def describe(self) -> dict[str, Any]:
     """Where computations run and why; see `registry.Runtime`."""
     if self._wanted == 'auto':

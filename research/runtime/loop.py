@@ -17,7 +17,13 @@ from research.runtime import program, reductions
 
 
 class Loop:
-  """Runs a pass over clients from Python."""
+  """Runs a pass over clients from Python.
+
+  Attributes:
+    programs: How many functions of whole clients were traced: none.
+  """
+
+  programs = 0
 
   def __init__(self, client_pass: program.ClientPass):
     """Prepares the pass.

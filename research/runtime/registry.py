@@ -51,6 +51,14 @@ class Runtime(Protocol):
   name: str
   loop_implementation: tff.learning.LoopImplementation
 
+  @property
+  def programs(self) -> int:
+    """How many programs for clients' work were made so far; 0 if none are.
+
+    A program is a function that was traced and, where XLA is used, compiled:
+    what makes a round slow that brings new shapes.
+    """
+
   def __enter__(self) -> 'Runtime':
     """Starts it: TFF's computations run there until the block is left."""
 
@@ -74,6 +82,16 @@ class Runtime(Protocol):
       split: The split that has the client.
       client_id: One of `split.client_ids`.
       batches: Integer arrays of example indices, one per local step.
+    """
+
+  def cohort(self, clients: Sequence[Any]) -> Any:
+    """Packs what `client_data` made of a round's clients.
+
+    Args:
+      clients: One value per client, at least one.
+
+    Returns:
+      An argument of the prepared `next`; it may be made in another thread.
     """
 
   def describe(self) -> dict[str, Any]:

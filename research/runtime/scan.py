@@ -90,7 +90,11 @@ def signature(
 
 
 class Scan:
-  """Runs a pass over clients inside of one graph."""
+  """Runs a pass over clients inside of one graph.
+
+  Attributes:
+    programs: How many functions were traced.
+  """
 
   def __init__(self, client_pass: program.ClientPass, concurrent: int):
     """Prepares the pass.
@@ -102,6 +106,10 @@ class Scan:
     self._pass = client_pass
     self._concurrent = concurrent
     self._functions: dict[Any, Any] = {}
+
+  @property
+  def programs(self) -> int:
+    return len(self._functions)
 
   def run(
     self, shared: Sequence[tf.Tensor], inputs: Inputs, clients: int

@@ -4,6 +4,7 @@ import atexit
 import collections
 import os
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,7 @@ class StockRuntime:
 
   name = 'stock'
   loop_implementation = tff.learning.LoopImplementation.DATASET_ITERATOR
+  programs = 0
 
   def __init__(self, max_concurrent_clients: int | None = None):
     """Prepares the runtime; the worker starts with the first computation.
@@ -137,6 +139,12 @@ class StockRuntime:
       order=np.concatenate(batches).astype(np.int32),
       lengths=np.array([len(batch) for batch in batches], np.int32),
     )
+
+  def cohort(
+    self, clients: Sequence[collections.OrderedDict]
+  ) -> list[collections.OrderedDict]:
+    """What `next` takes for a round's clients; see `registry.Runtime`."""
+    return list(clients)
 
   def describe(self) -> dict[str, Any]:
     """Where computations run and why; see `registry.Runtime`."""

@@ -1,5 +1,7 @@
 """The training loop: sample, train, evaluate, record, checkpoint."""
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +30,13 @@ from research.training import trackers as trackers_lib
 # Keeps the draws of shuffling apart from those of clients with the same seed.
 _SHUFFLE_STREAM = 0x736875
 
-TIMING_COLUMNS = ('round', 'train_seconds', 'evaluation_seconds', 'seconds')
+TIMING_COLUMNS = (
+  'round',
+  'train_seconds',
+  'evaluation_seconds',
+  'seconds',
+  'client_programs',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +118,7 @@ def client_batches(
       _SHUFFLE_STREAM,
       config.seed,
       round_num,
-      split.client_ids.index(client_id),
+      split.position(client_id),
     ],
     max_examples=config.max_examples_per_client,
   )
@@ -130,6 +138,21 @@ def host_leaves(structure: Any) -> list[checkpoint_lib.Leaf]:
     leaf.numpy() if tf.is_tensor(leaf) else leaf
     for leaf in tf.nest.flatten(structure)
   ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cohort:
+  """The clients of a round.
+
+  Attributes:
+    clients: How many were drawn.
+    empty: How many of them have no examples and are not asked.
+    argument: What the process takes for the others; None if there are none.
+  """
+
+  clients: int
+  empty: int
+  argument: Any
 
 
 class TrainingLoop:
@@ -164,6 +187,8 @@ class TrainingLoop:
     self.runtime = runtime
     self._checkpoints = checkpoints
     self._sampler = sampler
+    self._ahead: concurrent.futures.Executor | None = None
+    self._prepared: dict[int, concurrent.futures.Future] = {}
 
   def restore(self) -> tuple[int, Any]:
     """Returns the newest good checkpoint's round and state, or 0 and a new one.
@@ -220,6 +245,12 @@ class TrainingLoop:
         f'checkpoint is of round {done}: rows are missing. Restore the file, '
         'or choose another --experiment_name.'
       )
+    with self._preparing_ahead():
+      return self._train(
+        done, state, metrics_csv, timing_csv, trackers, progress
+      )
+
+  def _train(self, done, state, metrics_csv, timing_csv, trackers, progress):
     for round_num in range(done + 1, self.config.total_rounds + 1):
       begin = time.monotonic()
       state, row = self.train_round(state, round_num)
@@ -233,6 +264,7 @@ class TrainingLoop:
         'train_seconds': trained - begin,
         'evaluation_seconds': evaluated - trained,
         'seconds': evaluated - begin,
+        'client_programs': self.runtime.programs,
       }
       metrics_csv.append(row)
       timing_csv.append(timing)
@@ -264,29 +296,56 @@ class TrainingLoop:
     Returns:
       The new state, and the round's row of metrics.csv.
     """
-    split = self.task.data.train
-    cohort = self._sampler.sample(round_num)
-    filled = [client for client in cohort if split.num_examples[client] > 0]
+    cohort = self._cohort(round_num)
     row = {
       'round': round_num,
-      'clients': len(cohort),
-      'empty_clients': len(cohort) - len(filled),
+      'clients': cohort.clients,
+      'empty_clients': cohort.empty,
       'examples': 0,
       rejection.REJECTED: 0,
     }
     state = self._apply_schedule(state, round_num, row)
-    if not filled:
+    if cohort.argument is None:
       return state, row
-    output = self.process.next(
-      state, [self._client_argument(client, round_num) for client in filled]
-    )
+    output = self.process.next(state, cohort.argument)
     row.update(self._train_metrics(output.metrics))
     return output.state, row
 
-  def _client_argument(self, client_id: str, round_num: int):
+  @contextlib.contextmanager
+  def _preparing_ahead(self):
+    """While a round is trained the next one's clients are drawn and packed."""
+    with concurrent.futures.ThreadPoolExecutor(1, 'next_cohort') as self._ahead:
+      try:
+        yield
+      finally:
+        for future in self._prepared.values():
+          future.cancel()
+        self._ahead, self._prepared = None, {}
+
+  def _cohort(self, round_num: int) -> Cohort:
+    prepared = self._prepared.pop(round_num, None)
+    cohort = prepared.result() if prepared else self._prepare(round_num)
+    following = round_num + 1
+    if self._ahead and following <= self.config.total_rounds:
+      self._prepared[following] = self._ahead.submit(self._prepare, following)
+    return cohort
+
+  def _prepare(self, round_num: int) -> Cohort:
+    """Draws and packs a round's clients: a pure function of its number."""
     split = self.task.data.train
-    batches = client_batches(self.config, split, client_id, round_num)
-    return self.runtime.client_data(split, client_id, batches)
+    drawn = self._sampler.sample(round_num)
+    filled = [client for client in drawn if split.num_examples[client] > 0]
+    arguments = [
+      self.runtime.client_data(
+        split, client, client_batches(self.config, split, client, round_num)
+      )
+      for client in filled
+    ]
+    return Cohort(
+      clients=len(drawn),
+      empty=len(drawn) - len(filled),
+      argument=self.runtime.cohort(arguments) if arguments else None,
+    )
 
   def _apply_schedule(self, state: Any, round_num: int, row: dict) -> Any:
     rates = {part: rule(round_num) for part, rule in self._schedule.items()}

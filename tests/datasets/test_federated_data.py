@@ -135,6 +135,13 @@ def test_broken_promises_are_errors():
     federated_data.Split({}, dict)
 
 
+def test_a_clients_position_is_that_in_the_list():
+  split = federated_data.Split({'b': 2, 'a': 1, 'c': 3}, dict)
+  assert [split.position(c) for c in split.client_ids] == [0, 1, 2]
+  with pytest.raises(KeyError, match="'d'"):
+    split.position('d')
+
+
 def test_loading_is_lazy():
   loaded = []
 

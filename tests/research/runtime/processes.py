@@ -14,8 +14,20 @@ from tests.research.runtime import equality, small_tasks
 
 ROUNDS = 3
 _REDUCE = tff.learning.LoopImplementation.DATASET_REDUCE
+# An adaptive optimizer multiplies the rounding of a small update by the
+# learning rate over epsilon: here by 5.
+_RATE, _EPSILON = 0.05, 0.01
+
+
+def _server_optimizer(name: str) -> tff.learning.optimizers.Optimizer:
+  adaptive = 'epsilon' in optimizers.OPTIMIZERS[name].hparams
+  return optimizers.build(
+    name, _RATE, {'epsilon': _EPSILON} if adaptive else {}
+  )
+
+
 _SGD = optimizers.build('sgd', 0.1)
-_ADAM = optimizers.build('adam', 0.05)
+_ADAM = _server_optimizer('adam')
 _algorithms = tff.learning.algorithms
 _private = tff.aggregators.DifferentiallyPrivateFactory
 _norm = 0.3
@@ -38,20 +50,22 @@ def of_algorithm(
   algorithm: str,
   server_optimizer: str = 'adam',
   weighting=tff.learning.ClientWeighting.NUM_EXAMPLES,
-  rate: float = 0.05,
 ):
   """A function from a model to a process of the project's registry."""
-  server = optimizers.build(server_optimizer, rate)
+  server = _server_optimizer(server_optimizer)
   settings = registry.Settings(_SGD, server, weighting, _REDUCE)
   return lambda model: registry.ALGORITHMS[algorithm].build(model, settings)
 
 
-def project(models=('mlp',), kinds=(True,)) -> dict[str, equality.Case]:
-  """All algorithms of the project, with all server optimizers and weightings.
+def project(
+  models=('mlp',), kinds=(True,), server_optimizers=tuple(optimizers.OPTIMIZERS)
+) -> dict[str, equality.Case]:
+  """All algorithms of the project, with the weightings that they have.
 
   Args:
     models: Keys of `small_tasks.MODELS`, or linear.
     kinds: Whether the models are functional.
+    server_optimizers: Keys of `optimizers.OPTIMIZERS`.
   """
   return {
     f'{algorithm}-{server}-{weighting.name.lower()}-{name}'
@@ -60,11 +74,13 @@ def project(models=('mlp',), kinds=(True,)) -> dict[str, equality.Case]:
     )
     for algorithm, server, weighting, name, kind in itertools.product(
       registry.ALGORITHMS,
-      optimizers.OPTIMIZERS,
+      server_optimizers,
       tff.learning.ClientWeighting,
       models,
       kinds,
     )
+    if weighting is tff.learning.ClientWeighting.NUM_EXAMPLES
+    or 'client_weighting' not in registry.ALGORITHMS[algorithm].unused_flags
   }
 
 

@@ -2,13 +2,16 @@
 
 import dataclasses
 import io
+import threading
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from datasets import federated_data
 from research.algorithms import fed_avg, fed_sgd, optimizers
+from research.runtime import in_process
 from research.training import (
   checkpoint,
   loop,
@@ -125,6 +128,71 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
   assert bits(resumed) == bits(expected)
   read = [(d / 'metrics.csv').read_bytes() for d in (whole, parts)]
   assert read[0] == read[1]
+
+
+class _Watched:
+  """A process whose rounds another function trains."""
+
+  def __init__(self, process, train):
+    self._process, self.next = process, train
+
+  def __getattr__(self, name):
+    return getattr(self._process, name)
+
+
+def test_cohorts_are_prepared_while_the_round_before_is_trained(
+  stock_runtime, tmp_path, monkeypatch
+):
+  training_loop = make_loop(stock_runtime, tmp_path, toy.random_clients())
+  prepare, train = training_loop._prepare, training_loop.process.next
+  started = {n: threading.Event() for n in range(1, CONFIG.total_rounds + 2)}
+
+  def prepare_and_say(round_num):
+    started[round_num].set()
+    return prepare(round_num)
+
+  rounds = iter(range(1, CONFIG.total_rounds + 1))
+
+  def train_after_the_next_is_drawn(state, clients):
+    round_num = next(rounds)
+    if round_num < CONFIG.total_rounds:
+      assert started[round_num + 1].wait(timeout=60)
+    return train(state, clients)
+
+  monkeypatch.setattr(training_loop, '_prepare', prepare_and_say)
+  training_loop.process = _Watched(
+    training_loop.process, train_after_the_next_is_drawn
+  )
+  run(training_loop, tmp_path)
+  assert not started[CONFIG.total_rounds + 1].is_set()
+
+
+def test_a_client_that_can_not_be_read_stops_the_run_at_its_round(
+  stock_runtime, tmp_path, monkeypatch
+):
+  training_loop = make_loop(stock_runtime, tmp_path, toy.random_clients())
+  prepare = training_loop._prepare
+
+  def fail_in_round_3(round_num):
+    if round_num == 3:
+      raise federated_data.DataError('this client is gone')
+    return prepare(round_num)
+
+  monkeypatch.setattr(training_loop, '_prepare', fail_in_round_3)
+  with pytest.raises(federated_data.DataError, match='is gone'):
+    run(training_loop, tmp_path)
+  rows = metrics.read(tmp_path / 'metrics.csv')
+  assert [row['round'] for row in rows] == [1, 2]
+
+
+def test_the_timing_counts_programs(tmp_path):
+  with in_process.InProcessRuntime(device='cpu') as runtime:
+    run(make_loop(runtime, tmp_path, toy.random_clients()), tmp_path)
+    programs = runtime.programs
+  rows = metrics.read(tmp_path / 'timing.csv')
+  counts = [row['client_programs'] for row in rows]
+  assert counts == sorted(counts)
+  assert 1 <= counts[0] <= counts[-1] == programs
 
 
 def test_a_resume_without_the_rows_before_it_is_refused(
