@@ -205,7 +205,7 @@ class Experiment:
         metrics_lib.MetricsCsv(
           self.run.metrics_csv, loop_lib.columns(self.task)
         ),
-        metrics_lib.MetricsCsv(self.run.timing_csv, loop_lib.TIMING_COLUMNS),
+        _timing_csv(self.run.timing_csv),
         trackers,
         stack.enter_context(progress_lib.Progress(total, done)),
       )
@@ -265,6 +265,15 @@ class Experiment:
     done = self.loop.restore()[0]
     rounds = max(self.loop.config.total_rounds - done, 0)
     return '\n'.join(estimate_lib.estimate(self.loop, rounds).lines())
+
+
+def _timing_csv(path: pathlib.Path) -> metrics_lib.MetricsCsv:
+  """Opens timing.csv; one of another version is put aside, not refused."""
+  try:
+    return metrics_lib.MetricsCsv(path, loop_lib.TIMING_COLUMNS)
+  except ValueError:
+    path.replace(path.with_suffix('.old.csv'))
+    return metrics_lib.MetricsCsv(path, loop_lib.TIMING_COLUMNS)
 
 
 def _rounds_done(run: run_directory.RunDirectory) -> int:

@@ -56,6 +56,8 @@ _BARE = {
 def names(workload: workloads.Workload, all_plans: bool) -> list[str]:
   """The arms of a workload, peers apart, in the order of the report.
 
+  Unless all are asked for, stock TFF is left out of very large cohorts.
+
   Args:
     workload: What is trained.
     all_plans: Whether to include plans and bare loops that are known to lose.

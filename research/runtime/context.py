@@ -57,7 +57,7 @@ class InProcessContext(compat.SyncContext):
 
   @property
   def programs(self) -> int:
-    """How many functions of clients' work were traced; see `Executable`."""
+    """Functions of clients' work that the plans in use were traced to."""
     return sum(found.programs for found in self._executables.values())
 
 
@@ -94,7 +94,7 @@ class Executable:
 
   @property
   def programs(self) -> int:
-    """How many functions its passes were traced to, by XLA compiled, so far."""
+    """How many functions its passes were traced to, by XLA compiled."""
     return sum(clients.programs for clients in self._passes if clients)
 
   def run(self, argument: Any) -> Any:

@@ -79,6 +79,11 @@ def missing(op_names: Iterable[str]) -> list[str]:
   return sorted(set(op_names) - known)
 
 
+def count(tensor: tf.Tensor) -> 'int | tf.Tensor':
+  """The number of a tensor's rows: static where it is known, as XLA needs."""
+  return tensor.shape[0] or tf.shape(tensor)[0]
+
+
 def map_clients(function: Callable[[Any], Any], elements: Any) -> Any:
   """Vectorises a function of one client; call `register` before.
 
@@ -87,7 +92,7 @@ def map_clients(function: Callable[[Any], Any], elements: Any) -> Any:
 
   Args:
     function: From one client's tensors to its results.
-    elements: Structure of tensors with one row per client.
+    elements: Structure of tensors with equally many rows, one per client.
 
   Returns:
     The results, stacked.
@@ -102,7 +107,7 @@ def map_clients(function: Callable[[Any], Any], elements: Any) -> Any:
     )
     return function(rows)
 
-  clients = tf.shape(tf.nest.flatten(elements)[0])[0]
+  clients = count(tf.nest.flatten(elements)[0])
   return control_flow_ops.pfor(one, clients, fallback_to_while_loop=False)
 
 

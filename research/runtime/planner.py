@@ -44,7 +44,8 @@ class Options:
     xla: auto, on or off.
     client_plan: auto or one of `PLANS`.
     clients_per_chunk: Clients that are vectorised at once; None is automatic.
-    concurrent_clients: Clients that `scan` runs at once.
+    concurrent_clients: Clients that `scan` runs at once on a CPU, and lanes of
+      a chunk of `vmap`.
   """
 
   device: str = 'cpu'

@@ -53,7 +53,7 @@ class Runtime(Protocol):
 
   @property
   def programs(self) -> int:
-    """How many programs for clients' work were made so far; 0 if none are.
+    """How many programs for clients' work the plans in use have made.
 
     A program is a function that was traced and, where XLA is used, compiled:
     what makes a round slow that brings new shapes.

@@ -139,24 +139,24 @@ class Vmap:
 
   def _run_chunk(self, shared, inputs, members, segments, state):
     key, flat = self.arguments(shared, inputs, members, segments, state)
-    if key not in self._functions:
-      results = self._run_first(key, flat)
-    else:
-      results = compat.call_flat(self._functions[key], flat)
+    try:
+      if key not in self._functions:
+        results = self._run_first(key, flat)
+      else:
+        results = compat.call_flat(self._functions[key], flat)
+    except _REFUSALS as error:
+      raise planner.VectorizationError(
+        'The clients can not be vectorised: '
+        f'{(str(error).strip() or type(error).__name__).splitlines()[-1]}'
+      ) from error
     count = len(state)
     return results[:count], [value[: len(members)] for value in results[count:]]
 
   def _run_first(self, key: Any, flat: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """Traces and runs a function, and says how long that took."""
     begin = time.monotonic()
-    try:
-      function = self.trace(key, flat).get_concrete_function()
-      results = compat.call_flat(function, flat)
-    except _REFUSALS as error:
-      raise planner.VectorizationError(
-        'The clients can not be vectorised: '
-        f'{(str(error).strip() or type(error).__name__).splitlines()[-1]}'
-      ) from error
+    function = self.trace(key, flat).get_concrete_function()
+    results = compat.call_flat(function, flat)
     self._functions[key] = function
     logging.info(
       '%s program %d for %d clients in %.1f s',
@@ -205,8 +205,13 @@ class Vmap:
     # XLA and blocks are traced for the very shapes.
     exact = flat if self._xla else [a for a in arrays if any(blocks)]
     shapes = tuple(tuple(tensor.shape)[not self._xla :] for tensor in exact)
-    lanes = self._lanes if size >= self._lanes * _FEWEST_CLIENTS else 1
-    return (scan.layouts(inputs), forms, is_full, lanes, shapes), flat
+    key = scan.layouts(inputs), forms, is_full, self._lanes_of(size), shapes
+    return key, flat
+
+  def _lanes_of(self, clients: int) -> int:
+    """How many lanes a chunk has: all, or a power of two that leaves enough."""
+    most = max(clients // _FEWEST_CLIENTS, 1)
+    return min(self._lanes, 1 << (most.bit_length() - 1))
 
   def _size(self, clients: int) -> int:
     """How many clients a chunk is computed for."""
@@ -267,8 +272,9 @@ class Vmap:
     ]
     own = [next(flat) for part in layout if part not in cohorts]
     dynamic = [[next(flat) for _ in range(5)] for _ in cohorts]
+    rows = [d[0] for d in dynamic] or own
     elements = (
-      tf.range(tf.shape(dynamic[0][0])[0]) if dynamic else tf.range(clients),
+      tf.range(pfor_rules.count(rows[0]) if rows else clients),
       tuple(own),
       tuple(
         (begin, counts, () if form else tuple(blocks))
@@ -305,7 +311,7 @@ class Vmap:
 def _map_in_lanes(
   one: Callable, elements: Any, lanes: int
 ) -> list[Sequence[tf.Tensor]]:
-  """Vectorises a function lane by lane; lanes do not wait for each other."""
+  """Vectorises a function lane by lane; pure lanes run side by side."""
   if lanes == 1:
     return [_map(one, elements)]
   mapped = tf.function(lambda *part: _map(one, part), autograph=False)

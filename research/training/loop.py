@@ -246,11 +246,10 @@ class TrainingLoop:
         'or choose another --experiment_name.'
       )
     with self._preparing_ahead():
-      return self._train(
-        done, state, metrics_csv, timing_csv, trackers, progress
-      )
+      return self._train(start, metrics_csv, timing_csv, trackers, progress)
 
-  def _train(self, done, state, metrics_csv, timing_csv, trackers, progress):
+  def _train(self, start, metrics_csv, timing_csv, trackers, progress) -> Any:
+    done, state = start
     for round_num in range(done + 1, self.config.total_rounds + 1):
       begin = time.monotonic()
       state, row = self.train_round(state, round_num)

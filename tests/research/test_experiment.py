@@ -27,6 +27,16 @@ class Described:
     return dict(self.text)
 
 
+def test_a_timing_file_of_another_version_is_put_aside(tmp_path):
+  path = tmp_path / 'timing.csv'
+  path.write_text('round,seconds\n1,2.5\n')
+  assert experiment._timing_csv(path).last_round == -1
+  assert (tmp_path / 'timing.old.csv').read_text() == 'round,seconds\n1,2.5\n'
+  kept = experiment._timing_csv(path)
+  kept.append({'round': 1})
+  assert experiment._timing_csv(path).last_round == 1
+
+
 @pytest.fixture
 def entries(monkeypatch):
   def call(runtime, saved=None, done=0, gpus=(), device='auto'):

@@ -1,4 +1,4 @@
-"""Tables of benchmark results, and that the documentation has those recorded."""
+"""Tables of benchmark results; the documentation has those recorded."""
 
 import json
 import pathlib

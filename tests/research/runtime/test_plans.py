@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from research.algorithms import fed_avg, optimizers
-from research.runtime import planner, tree
+from research.runtime import planner, program, tree, vmap
 from tests.research.runtime import equality, processes, small_tasks
 
 _REDUCE = tff.learning.LoopImplementation.DATASET_REDUCE
@@ -37,16 +37,73 @@ def test_chunks_change_nothing(linear, plan, clients_per_chunk):
   equality.check(*linear, plan, clients_per_chunk=clients_per_chunk)
 
 
-@pytest.mark.parametrize('sizes', [(12,) * 35, tuple(range(1, 36))])
-def test_lanes_of_a_chunk_change_nothing(stock_runtime, sizes):
+@pytest.mark.parametrize(
+  'sizes, empty', [((12,) * 35, False), ((3, 12, 21) * 12, True)]
+)
+def test_lanes_of_a_chunk_change_nothing(stock_runtime, sizes, empty):
+  """Clients in blocks, and ragged ones of which one has no batch at all."""
   task = small_tasks.build('linear', sizes=sizes)
   case = equality.Case(
     lambda: build(task),
-    lambda number: small_tasks.batches(task, number, empty=False, batch_size=9),
+    lambda number: small_tasks.batches(
+      task, number, batch_size=9 if empty else 4, epochs=1, empty=empty
+    ),
   )
   reference = equality.expected(case, rounds=2)
   for lanes in (1, 3, 4):
     equality.check(case, reference, 'vmap', max_concurrent_clients=lanes)
+
+
+def test_lanes_keep_the_order_of_what_clients_get_and_accumulate():
+  values = [np.float32(number) for number in range(35)]
+
+  @tff.tensorflow.computation
+  def double(value):
+    return value * 2
+
+  @tff.tensorflow.computation(np.float32, np.float32)
+  def shift_and_add(total, value):
+    return total / 2 + value
+
+  @tff.tensorflow.computation(np.float32, np.float32)
+  def add(one, other):
+    return one + other
+
+  @tff.tensorflow.computation(np.float32)
+  def report(total):
+    return total
+
+  @tff.federated_computation(tff.FederatedType(np.float32, tff.CLIENTS))
+  def compute(clients):
+    doubled = tff.federated_map(double, clients)
+    zero = tff.tensorflow.computation(lambda: np.float32(0))()
+    return doubled, tff.federated_aggregate(
+      doubled, zero, shift_and_add, add, report
+    )
+
+  expected = 0.0
+  for value in values:
+    expected = expected / 2 + 2 * value
+  with equality.in_process_runtime('vmap', max_concurrent_clients=4) as runtime:
+    kept, total = compute(values)
+    (plan,) = (
+      part._plan
+      for part in runtime._context.executable(compute)._passes
+      if part
+    )
+  assert kept == [2 * value for value in values]
+  assert total == pytest.approx(expected, rel=1e-6)
+  assert [key[3] for key in plan._functions] == [4]
+
+
+@pytest.mark.parametrize(
+  'cores, clients, lanes',
+  [(2, 15, 1), (2, 16, 2), (3, 40, 3), (16, 127, 8), (16, 128, 16), (4, 0, 1)],
+)
+def test_a_lane_has_enough_clients(cores, clients, lanes):
+  client_pass = program.ClientPass([], [], [], [], [])
+  plan = vmap.Vmap(client_pass, 1024, xla=False, lanes=cores)
+  assert plan._lanes_of(clients) == lanes
 
 
 def _functions(process, clients):

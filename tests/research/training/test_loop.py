@@ -145,26 +145,25 @@ def test_cohorts_are_prepared_while_the_round_before_is_trained(
 ):
   training_loop = make_loop(stock_runtime, tmp_path, toy.random_clients())
   prepare, train = training_loop._prepare, training_loop.process.next
-  started = {n: threading.Event() for n in range(1, CONFIG.total_rounds + 2)}
+  begun = {n: threading.Event() for n in range(CONFIG.total_rounds + 1)}
+  begun[0].set()
+  drawn, rounds = [], iter(range(1, CONFIG.total_rounds + 1))
 
-  def prepare_and_say(round_num):
-    started[round_num].set()
+  def prepare_once_the_round_before_has_begun(round_num):
+    assert begun[round_num - 1].wait(timeout=60)
+    drawn.append(round_num)
     return prepare(round_num)
 
-  rounds = iter(range(1, CONFIG.total_rounds + 1))
-
-  def train_after_the_next_is_drawn(state, clients):
-    round_num = next(rounds)
-    if round_num < CONFIG.total_rounds:
-      assert started[round_num + 1].wait(timeout=60)
+  def train_and_say(state, clients):
+    begun[next(rounds)].set()
     return train(state, clients)
 
-  monkeypatch.setattr(training_loop, '_prepare', prepare_and_say)
-  training_loop.process = _Watched(
-    training_loop.process, train_after_the_next_is_drawn
+  monkeypatch.setattr(
+    training_loop, '_prepare', prepare_once_the_round_before_has_begun
   )
+  training_loop.process = _Watched(training_loop.process, train_and_say)
   run(training_loop, tmp_path)
-  assert not started[CONFIG.total_rounds + 1].is_set()
+  assert drawn == list(range(1, CONFIG.total_rounds + 1))
 
 
 def test_a_client_that_can_not_be_read_stops_the_run_at_its_round(
