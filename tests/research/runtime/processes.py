@@ -19,11 +19,11 @@ _REDUCE = tff.learning.LoopImplementation.DATASET_REDUCE
 _RATE, _EPSILON = 0.05, 0.01
 
 
-def _server_optimizer(name: str) -> tff.learning.optimizers.Optimizer:
+def _server_optimizer(
+  name: str, rate: float = _RATE
+) -> tff.learning.optimizers.Optimizer:
   adaptive = 'epsilon' in optimizers.OPTIMIZERS[name].hparams
-  return optimizers.build(
-    name, _RATE, {'epsilon': _EPSILON} if adaptive else {}
-  )
+  return optimizers.build(name, rate, {'epsilon': _EPSILON} if adaptive else {})
 
 
 _SGD = optimizers.build('sgd', 0.1)
@@ -50,9 +50,10 @@ def of_algorithm(
   algorithm: str,
   server_optimizer: str = 'adam',
   weighting=tff.learning.ClientWeighting.NUM_EXAMPLES,
+  rate: float = _RATE,
 ):
   """A function from a model to a process of the project's registry."""
-  server = _server_optimizer(server_optimizer)
+  server = _server_optimizer(server_optimizer, rate)
   settings = registry.Settings(_SGD, server, weighting, _REDUCE)
   return lambda model: registry.ALGORITHMS[algorithm].build(model, settings)
 
