@@ -145,25 +145,32 @@ def test_cohorts_are_prepared_while_the_round_before_is_trained(
 ):
   training_loop = make_loop(stock_runtime, tmp_path, toy.random_clients())
   prepare, train = training_loop._prepare, training_loop.process.next
-  begun = {n: threading.Event() for n in range(CONFIG.total_rounds + 1)}
+  last = CONFIG.total_rounds
+  begun = {n: threading.Event() for n in range(last + 1)}
+  drawing = {n: threading.Event() for n in range(1, last + 1)}
   begun[0].set()
-  drawn, rounds = [], iter(range(1, CONFIG.total_rounds + 1))
+  drawn, rounds = [], iter(range(1, last + 1))
 
   def prepare_once_the_round_before_has_begun(round_num):
+    drawing[round_num].set()
     assert begun[round_num - 1].wait(timeout=60)
     drawn.append(round_num)
     return prepare(round_num)
 
-  def train_and_say(state, clients):
-    begun[next(rounds)].set()
+  def train_once_the_next_is_being_drawn(state, clients):
+    round_num = next(rounds)
+    begun[round_num].set()
+    assert round_num == last or drawing[round_num + 1].wait(timeout=60)
     return train(state, clients)
 
   monkeypatch.setattr(
     training_loop, '_prepare', prepare_once_the_round_before_has_begun
   )
-  training_loop.process = _Watched(training_loop.process, train_and_say)
+  training_loop.process = _Watched(
+    training_loop.process, train_once_the_next_is_being_drawn
+  )
   run(training_loop, tmp_path)
-  assert drawn == list(range(1, CONFIG.total_rounds + 1))
+  assert drawn == list(range(1, last + 1))
 
 
 def test_a_client_that_can_not_be_read_stops_the_run_at_its_round(
