@@ -4,14 +4,16 @@
     --target=mcmahan2017/table2_mnist_cnn_iid --seeds=0,1,2
 
 A target is a flag file in experiments/papers; its first lines say what the
-paper reports. Each seed is a run of its own, resumed where it stopped. The
-outcome goes into the ledger, experiments/papers/results.csv.
+paper reports. Each seed is a run of its own, which ends once it has reached
+the paper's value and is resumed where it stopped. The outcome goes into the
+ledger, experiments/papers/results.csv.
 """
 
+import contextlib
 import pathlib
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
@@ -33,17 +35,42 @@ _EXTRA = flags.DEFINE_multi_string(
 )
 
 
-def _run(command: list[str]) -> None:
-  """Runs a command; whatever ends this process ends it too."""
+# How often a running seed's metrics are looked at.
+_POLL_SECONDS = 2.0
+
+
+def _rounds(target: paper_targets.Target, csv: pathlib.Path) -> float | None:
+  rows = metrics.read(csv) if csv.exists() else []
+  return paper_targets.rounds_to_target(rows, target.metric, target.target)
+
+
+def _run(command: list[str], enough: Callable[[], bool]) -> None:
+  """Runs a command until it ends or has done enough.
+
+  Whatever ends this process ends the command too.
+
+  Args:
+    command: What to run; it ends tidily on SIGTERM.
+    enough: Whether it may be ended.
+
+  Raises:
+    SystemExit: If the command fails; it has said why.
+  """
   child = subprocess.Popen(command)
+  ended_here = False
   try:
-    code = child.wait()
+    while child.poll() is None:
+      if not ended_here and enough():
+        child.terminate()
+        ended_here = True
+      with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(_POLL_SECONDS)
   except BaseException:
     child.terminate()
     child.wait()
     raise
-  if code:
-    sys.exit(code)
+  if child.returncode and not ended_here:
+    sys.exit(child.returncode)
 
 
 def train(
@@ -74,16 +101,15 @@ def train(
     f'--experiment_name={name}',
     *_EXTRA.value,
   ]
-  rows = metrics.read(csv) if csv.exists() else []
-  if paper_targets.rounds_to_target(rows, target.metric, target.target):
-    # Trains no more, and still refuses a directory that has other flags.
-    command.append(f'--total_rounds={rows[-1]["round"]}')
-  _run(command)
-  rounds = paper_targets.rounds_to_target(
-    metrics.read(csv), target.metric, target.target
-  )
+  if _rounds(target, csv) is None:
+    _run(command, enough=lambda: _rounds(target, csv) is not None)
+  if _rounds(target, csv) is not None:
+    print(f'seed {seed}: reached {target.metric} >= {target.target}.')
+    # Trains no more; exports, and refuses a directory that has other flags.
+    last_round = metrics.read(csv)[-1]['round']
+    _run([*command, f'--total_rounds={last_round}'], enough=lambda: False)
   config = run_directory.RunDirectory.existing(run_dir).read_config()
-  return rounds, config['git_revision']
+  return _rounds(target, csv), config['git_revision']
 
 
 def main(argv: Sequence[str]) -> None:

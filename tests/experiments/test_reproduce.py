@@ -1,4 +1,6 @@
 import pathlib
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -105,3 +107,57 @@ def test_the_command_runs_seeds_and_writes_the_ledger(tmp_path):
   (row,) = pd.read_csv(ledger).to_dict('records')
   assert row['seeds'] == 7
   assert len(list(pathlib.Path(tmp_path).glob('*_seed*/metrics.csv'))) == 1
+
+
+@pytest.mark.timeout(300)
+def test_a_seed_ends_once_it_has_reached_the_target(tmp_path):
+  """99,999 rounds are asked for; a few already reach 20 % of four classes."""
+  lines = [
+    '# paper: none',
+    '# metric: test_accuracy',
+    '# target: 0.2',
+    '# paper_rounds: 2',
+    '# tolerance: 0.5',
+    '# provenance: this test',
+    *binary.TINY,
+    '--total_rounds=99999',
+    '--rounds_per_evaluation=1',
+    '--client_learning_rate=0.1',
+  ]
+  flag_file = tmp_path / 'easy.flags'
+  flag_file.write_text('\n'.join(lines))
+  # The flag files of papers are the binary's own: a test brings another folder.
+  code = (
+    'import pathlib\n'
+    'from research import cli\n'
+    'from experiments import reproduce\n'
+    f'reproduce.PAPERS = pathlib.Path({str(tmp_path)!r})\n'
+    'reproduce._POLL_SECONDS = 0.1\n'
+    'cli.run(reproduce.main)\n'
+  )
+  command = [sys.executable, '-c', code, '--target=easy', '--seeds=3']
+  command += [f'--root_output_dir={tmp_path}', f'--ledger={tmp_path}/ledger']
+  run_dir = tmp_path / 'easy_seed3'
+  sizes = []
+  for _ in range(2):
+    result = subprocess.run(
+      command, cwd=binary.ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    sizes.append((run_dir / 'metrics.csv').stat().st_size)
+  # The second call trained no more, and the run has its model.
+  assert sizes[0] == sizes[1] < 1_000_000
+  assert (run_dir / 'model' / 'saved_model.pb').is_file()
+  (row,) = pd.read_csv(tmp_path / 'ledger').to_dict('records')
+  assert 0 < float(row['rounds_by_seed']) < 1000
+
+
+def test_a_failing_run_ends_the_command():
+  code = (
+    'import sys\n'
+    'from experiments import reproduce\n'
+    'command = [sys.executable, "-c", "raise SystemExit(3)"]\n'
+    'reproduce._run(command, enough=bool)\n'
+  )
+  result = subprocess.run([sys.executable, '-c', code], cwd=binary.ROOT)
+  assert result.returncode == 3
