@@ -16,7 +16,7 @@ from absl import flags, logging
 
 from research import flag_values
 from research import flags as flags_lib
-from research.algorithms import registry
+from research.algorithms import local_training, registry
 from research.export import exporter, parity
 from research.runtime import accelerators, planner
 from research.runtime import registry as runtimes
@@ -349,10 +349,10 @@ def _build_loop(
 ) -> loop_lib.TrainingLoop:
   algorithm, settings, schedule = chosen
   logging.info('Algorithm of %s', algorithm.paper)
-  process = algorithm.build(task.model_fn, settings)
   try:
+    process = algorithm.build(task.model_fn, settings)
     process = runtime.prepare(process, task)
-  except planner.PlanError as error:
+  except (local_training.UnsuitableError, planner.PlanError) as error:
     raise flags.IllegalFlagValueError(str(error)) from error
   checkpoints = checkpoint_lib.CheckpointManager(
     run.checkpoints, config.checkpoints_kept

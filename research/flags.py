@@ -191,6 +191,14 @@ class AlgorithmFlags:
       ['examples', 'uniform'],
       "Weights of the clients' updates.",
     )
+    for name in registry.HPARAMS:
+      users = ', '.join(
+        f'{key} {algorithm.hparams[name]}'
+        for key, algorithm in registry.ALGORITHMS.items()
+        if name in algorithm.hparams
+      )
+      text = f'Defaults: {users}.'
+      define('float', name, None, text, lower_bound=0.0)
     self._client = OptimizerFlags('client', 0.1)
     self._server = OptimizerFlags('server', 1.0)
 
@@ -200,7 +208,8 @@ class AlgorithmFlags:
     """Returns the algorithm, its settings, and its learning rates by round."""
     name = FLAGS.algorithm
     algorithm = registry.ALGORITHMS[name]
-    unused = set(algorithm.unused_flags)
+    unused = {*algorithm.unused_flags, *registry.HPARAMS}
+    unused -= set(algorithm.hparams)
     if 'client_optimizer' in unused:
       unused.update(
         n for n in flag_values.names() if n.startswith('client_learning_rate')
@@ -217,6 +226,10 @@ class AlgorithmFlags:
       server_optimizer=server.optimizer,
       client_weighting=weightings[FLAGS.client_weighting],
       loop_implementation=loop_implementation,
+      hparams={
+        key: default if FLAGS[key].value is None else FLAGS[key].value
+        for key, default in algorithm.hparams.items()
+      },
     )
     has_client_rate = 'client_optimizer' not in algorithm.unused_flags
     return (

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 import tensorflow_federated as tff
 
-from research.algorithms import fed_avg, fed_sgd
+from research.algorithms import fed_avg, fed_nova, fed_prox, fed_sgd, mime
 
 ModelFn = Callable[[], tff.learning.models.VariableModel]
 
@@ -19,12 +19,14 @@ class Settings:
     server_optimizer: Runs on the server.
     client_weighting: Weights of the mean of the clients' updates.
     loop_implementation: How a client iterates over its batches.
+    hparams: The algorithm's own hyperparameters, those of `Algorithm.hparams`.
   """
 
   client_optimizer: tff.learning.optimizers.Optimizer
   server_optimizer: tff.learning.optimizers.Optimizer
   client_weighting: tff.learning.ClientWeighting
   loop_implementation: tff.learning.LoopImplementation
+  hparams: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +37,24 @@ class Algorithm:
     build: Builds the learning process.
     paper: Where it is from.
     unused_flags: Flags without a meaning here; setting one is an error.
+    hparams: Its own hyperparameters, each a flag, with their defaults.
   """
 
   build: Callable[[ModelFn, Settings], tff.learning.templates.LearningProcess]
   paper: str
   unused_flags: frozenset[str] = frozenset()
+  hparams: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
-def _build_fed_avg(model_fn: ModelFn, settings: Settings):
-  return fed_avg.build(model_fn, **vars(settings))
+def _with_two_optimizers(build):
+  """For algorithms with a client and a server optimizer."""
+
+  def build_from(model_fn: ModelFn, settings: Settings):
+    arguments = dict(vars(settings))
+    hparams = arguments.pop('hparams')
+    return build(model_fn, **arguments, **hparams)
+
+  return build_from
 
 
 def _build_fed_sgd(model_fn: ModelFn, settings: Settings):
@@ -54,8 +65,32 @@ def _build_fed_sgd(model_fn: ModelFn, settings: Settings):
   )
 
 
+def _build_mime(lite: bool):
+  def build_from(model_fn: ModelFn, settings: Settings):
+    return mime.build(
+      model_fn,
+      base_optimizer=settings.client_optimizer,
+      server_optimizer=settings.server_optimizer,
+      client_weighting=settings.client_weighting,
+      loop_implementation=settings.loop_implementation,
+      lite=lite,
+    )
+
+  return build_from
+
+
 ALGORITHMS: Mapping[str, Algorithm] = {
-  'fed_avg': Algorithm(_build_fed_avg, 'McMahan et al. 2017, Algorithm 1'),
+  'fed_avg': Algorithm(
+    _with_two_optimizers(fed_avg.build), 'McMahan et al. 2017, Algorithm 1'
+  ),
+  'fed_nova': Algorithm(
+    _with_two_optimizers(fed_nova.build), 'Wang et al. 2020, Equation 9'
+  ),
+  'fed_prox': Algorithm(
+    _with_two_optimizers(fed_prox.build),
+    'Li et al. 2020, Algorithm 2',
+    hparams={'proximal_strength': 0.01},
+  ),
   'fed_sgd': Algorithm(
     _build_fed_sgd,
     'McMahan et al. 2017, Section 2',
@@ -63,4 +98,16 @@ ALGORITHMS: Mapping[str, Algorithm] = {
       ['client_optimizer', 'client_epochs_per_round', 'client_weighting']
     ),
   ),
+  'mime': Algorithm(
+    _build_mime(lite=False), 'Karimireddy et al. 2021, Algorithm 1'
+  ),
+  'mime_lite': Algorithm(
+    _build_mime(lite=True), 'Karimireddy et al. 2021, Algorithm 1'
+  ),
 }
+
+HPARAMS = tuple(
+  dict.fromkeys(
+    name for algorithm in ALGORITHMS.values() for name in algorithm.hparams
+  )
+)

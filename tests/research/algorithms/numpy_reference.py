@@ -231,3 +231,142 @@ class Yogi(Adam):
 
   def _second_moment(self, v, square):
     return v + (1 - self.beta_2) * square * np.sign(square - v)
+
+
+def local_steps(
+  weights: Weights,
+  client: Client,
+  gradient: Gradient,
+  optimizer: 'Sgd',
+  correct: Callable[[Weights, Weights, np.ndarray], Weights] | None = None,
+) -> list[np.ndarray]:
+  """One client's steps with an optimizer and corrected gradients.
+
+  Args:
+    weights: The server's weights.
+    client: The client.
+    gradient: Of the mean loss of a batch.
+    optimizer: A fresh one.
+    correct: From a step's gradient, its weights and its batch to the gradient
+      that is used.
+
+  Returns:
+    The client's weights afterwards.
+  """
+  weights = [np.asarray(w, np.float64) for w in weights]
+  for batch in client.batches:
+    steps = gradient(weights, client.x[batch], client.y[batch])
+    if correct:
+      steps = correct(steps, weights, batch)
+    weights = [
+      optimizer.step(key, w, g)
+      for key, (w, g) in enumerate(zip(weights, steps, strict=True))
+    ]
+  return weights
+
+
+def examples_of(client: Client) -> int:
+  """Examples that a client trains on in a round, over all its epochs."""
+  return sum(len(batch) for batch in client.batches)
+
+
+def fed_prox_round(
+  weights: Weights,
+  cohort: Sequence[Client],
+  gradient: Gradient,
+  learning_rate: float,
+  proximal_strength: float,
+) -> list[np.ndarray]:
+  """One round of Li et al. 2020 (arXiv:1812.06127), weighted by examples."""
+
+  def correct(steps, local, unused_batch):
+    return [
+      g + proximal_strength * (w - w_t)
+      for g, w, w_t in zip(steps, local, weights, strict=True)
+    ]
+
+  total = sum(map(examples_of, cohort))
+  trained = [
+    local_steps(weights, client, gradient, Sgd(learning_rate), correct)
+    for client in cohort
+  ]
+  return [
+    sum(
+      examples_of(client) / total * after[key]
+      for client, after in zip(cohort, trained, strict=True)
+    )
+    for key in range(len(weights))
+  ]
+
+
+def fed_nova_round(
+  weights: Weights,
+  cohort: Sequence[Client],
+  gradient: Gradient,
+  learning_rate: float,
+  momentum: float,
+) -> list[np.ndarray]:
+  """One round of Wang et al. 2020 (arXiv:2007.07481), weighted by examples.
+
+  The norm of a_i is counted step by step, as Section 4.1 defines the vector,
+  not by its closed form.
+  """
+  total = sum(map(examples_of, cohort))
+  effective, direction = 0.0, [np.zeros(np.shape(w)) for w in weights]
+  for client in cohort:
+    share = examples_of(client) / total
+    optimizer = Sgd(learning_rate, momentum)
+    after = local_steps(weights, client, gradient, optimizer)
+    steps = len(client.batches)
+    norm = sum(
+      momentum**power for step in range(steps) for power in range(steps - step)
+    )
+    effective += share * norm
+    for key, (new, old) in enumerate(zip(after, weights, strict=True)):
+      direction[key] += share * (old - new) / norm
+  return [w - effective * d for w, d in zip(weights, direction, strict=True)]
+
+
+def mime_round(
+  weights: Weights,
+  velocity: Weights,
+  cohort: Sequence[Client],
+  gradient: Gradient,
+  learning_rate: float,
+  momentum: float,
+  lite: bool,
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+  """One round of Karimireddy et al. 2021 (arXiv:2008.03606), Algorithm 1.
+
+  The base optimizer is momentum in TFF's form; clients weigh by examples.
+
+  Returns:
+    The server's weights and its velocity.
+  """
+  total = sum(map(examples_of, cohort))
+  control = [np.zeros(np.shape(w)) for w in weights]
+  for client in cohort:
+    seen = np.concatenate(client.batches)
+    full = gradient(weights, client.x[seen], client.y[seen])
+    for key, g in enumerate(full):
+      control[key] += len(seen) / total * g
+  mean = [np.zeros(np.shape(w)) for w in weights]
+  for client in cohort:
+    local = [np.asarray(w, np.float64) for w in weights]
+    for batch in client.batches:
+      x, y = client.x[batch], client.y[batch]
+      steps = gradient(local, x, y)
+      if not lite:
+        at_server = gradient(weights, x, y)
+        steps = [
+          g - g_x + c
+          for g, g_x, c in zip(steps, at_server, control, strict=True)
+        ]
+      local = [
+        w - learning_rate * (momentum * v + g)
+        for w, v, g in zip(local, velocity, steps, strict=True)
+      ]
+    for key, after in enumerate(local):
+      mean[key] += examples_of(client) / total * after
+  velocity = [momentum * v + c for v, c in zip(velocity, control, strict=True)]
+  return mean, velocity

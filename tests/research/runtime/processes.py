@@ -31,6 +31,8 @@ _ADAM = _server_optimizer('adam')
 _algorithms = tff.learning.algorithms
 _private = tff.aggregators.DifferentiallyPrivateFactory
 _norm = 0.3
+# Algorithms of the registry whose client work is TFF's.
+FROM_TFF = ('fed_avg', 'fed_sgd')
 
 
 def of_model(name: str, is_functional: bool, build) -> equality.Case:
@@ -54,19 +56,26 @@ def of_algorithm(
 ):
   """A function from a model to a process of the project's registry."""
   server = _server_optimizer(server_optimizer, rate)
-  settings = registry.Settings(_SGD, server, weighting, _REDUCE)
-  return lambda model: registry.ALGORITHMS[algorithm].build(model, settings)
+  chosen = registry.ALGORITHMS[algorithm]
+  settings = registry.Settings(_SGD, server, weighting, _REDUCE, chosen.hparams)
+  return lambda model: chosen.build(model, settings)
 
 
 def project(
-  models=('mlp',), kinds=(True,), server_optimizers=tuple(optimizers.OPTIMIZERS)
+  algorithms,
+  models=('mlp',),
+  kinds=(True,),
+  server_optimizers=tuple(optimizers.OPTIMIZERS),
+  weightings=tuple(tff.learning.ClientWeighting),
 ) -> dict[str, equality.Case]:
-  """All algorithms of the project, with the weightings that they have.
+  """Algorithms of the project, with the weightings that they have.
 
   Args:
+    algorithms: Keys of `registry.ALGORITHMS`.
     models: Keys of `small_tasks.MODELS`, or linear.
     kinds: Whether the models are functional.
     server_optimizers: Keys of `optimizers.OPTIMIZERS`.
+    weightings: Of the clients.
   """
   return {
     f'{algorithm}-{server}-{weighting.name.lower()}-{name}'
@@ -74,15 +83,26 @@ def project(
       name, kind, of_algorithm(algorithm, server, weighting)
     )
     for algorithm, server, weighting, name, kind in itertools.product(
-      registry.ALGORITHMS,
+      algorithms,
       server_optimizers,
-      tff.learning.ClientWeighting,
+      weightings,
       models,
       kinds,
     )
     if weighting is tff.learning.ClientWeighting.NUM_EXAMPLES
     or 'client_weighting' not in registry.ALGORITHMS[algorithm].unused_flags
   }
+
+
+def local(models=('mlp',)) -> dict[str, equality.Case]:
+  """The algorithms whose local training is the project's own."""
+  return project(
+    [name for name in registry.ALGORITHMS if name not in FROM_TFF],
+    models,
+    kinds=(False,),
+    server_optimizers=('momentum',),
+    weightings=(tff.learning.ClientWeighting.NUM_EXAMPLES,),
+  )
 
 
 def tff_algorithms(name='mlp', kind=True) -> dict[str, equality.Case]:

@@ -13,11 +13,14 @@ from tests.research.runtime import equality, processes
 # The optimizers work at the server: they change with the algorithms.
 PROJECT = {
   key: case
-  for number, (key, case) in enumerate(processes.project().items())
+  for number, (key, case) in enumerate(
+    processes.project(processes.FROM_TFF).items()
+  )
   if number % 3 == 0
 }
 CASES = {
   **PROJECT,
+  **processes.local(),
   **processes.tff_algorithms(),
   **processes.others(),
   **processes.aggregators(),
@@ -140,7 +143,8 @@ def _product():
   kinds = {'keras': False, 'functional': True}
   found = {
     **processes.project(),
-    **processes.project(MODELS, kinds.values(), ('adam',)),
+    **processes.project(processes.FROM_TFF, MODELS, kinds.values(), ('adam',)),
+    **processes.local(MODELS),
     **processes.others(),
   }
   for kind, is_functional in kinds.items():

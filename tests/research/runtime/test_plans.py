@@ -175,11 +175,28 @@ def _programs(plan, sizes_by_round) -> int:
     return runtime.programs
 
 
-def test_ragged_rounds_need_few_programs():
+@pytest.mark.parametrize('plan, most', [('vmap', 4), ('scan', 1)])
+def test_ragged_rounds_need_few_programs(plan, most):
   rng = np.random.default_rng(0)
   rounds = [rng.integers(1, 60, size=6).tolist() for _ in range(25)]
-  print('programs:', _programs('vmap', rounds))
-  assert _programs('vmap', rounds) <= 4
+  assert 1 <= _programs(plan, rounds) <= most
+
+
+def test_a_later_round_that_is_not_vectorised_is_scanned(linear, monkeypatch):
+  original, calls = vmap.Vmap.run, []
+
+  def run(self, *args):
+    calls.append(None)
+    if len(calls) > 1:
+      raise planner.VectorizationError('Not this round.')
+    return original(self, *args)
+
+  monkeypatch.setattr(vmap.Vmap, 'run', run)
+  equality.check(*linear, 'vmap', client_plan='auto')
+  # From then on it is not tried again.
+  assert len(calls) == 2
+  with pytest.raises(planner.VectorizationError, match='Not this round'):
+    equality.check(*linear, 'vmap')
 
 
 def decide(process, client_plan='auto', xla='auto', device='cpu', **kwargs):
