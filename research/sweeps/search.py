@@ -179,7 +179,7 @@ def _process(features: int) -> gaussian_process.GaussianProcessRegressor:
   return gaussian_process.GaussianProcessRegressor(
     amplitude * scales + noise,
     normalize_y=True,
-    n_restarts_optimizer=2,
+    n_restarts_optimizer=1,
     random_state=0,
   )
 
