@@ -33,6 +33,7 @@ TRAINING = starting_with(
   '.venv/bin/python -m experiments.emnist'
 ) + starting_with('.venv/bin/python -m experiments.evaluate')
 EXPORT_XLA = starting_with('.venv/bin/python -m experiments.export_xla')
+SWEEP = starting_with('.venv/bin/python -m experiments.sweep')
 REPRODUCE = starting_with('.venv/bin/python -m experiments.reproduce')
 # `make test` is what runs this file.
 BENCHMARK = starting_with('make benchmark')
@@ -58,10 +59,10 @@ def shell(command: str, cwd, timeout: float) -> subprocess.CompletedProcess:
 
 
 def test_every_command_is_run_by_a_test_below():
-  handled = [*TRAINING, *EXPORT_XLA, *REPRODUCE]
+  handled = [*TRAINING, *EXPORT_XLA, *SWEEP, *REPRODUCE]
   handled += [*BENCHMARK, *MAKE, 'make test']
   assert sorted(commands()) == sorted(handled)
-  assert len(TRAINING) >= 4 and REPRODUCE and MAKE
+  assert len(TRAINING) >= 4 and SWEEP and REPRODUCE and MAKE
 
 
 def test_the_example_runs_and_learns(tmp_path):
@@ -125,6 +126,16 @@ def test_the_benchmark_runs(tmp_path):
   result = shell(f'{command} ARGS="{arguments}"', ROOT, 1200)
   assert result.returncode == 0, result.stderr
   assert (tmp_path / 'results.json').is_file()
+
+
+@pytest.mark.slow
+def test_the_sweep_finds_a_best_cell(tmp_path):
+  (command,) = SWEEP
+  result = shell(f'{command} --extra_flag=--total_rounds=2', tmp_path, 500)
+  assert result.returncode == 0, result.stderr
+  table = pd.read_csv(tmp_path / 'runs' / 'sweep' / 'results.csv')
+  assert len(table) == 6
+  assert (tmp_path / 'runs' / 'sweep' / 'best.flags').is_file()
 
 
 @pytest.mark.slow
