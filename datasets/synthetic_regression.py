@@ -52,8 +52,10 @@ class Config:
   seed: int = 0
 
   def __post_init__(self):
-    used = self.features if self.nonzero_features is None else (
-      self.nonzero_features
+    used = (
+      self.features
+      if self.nonzero_features is None
+      else (self.nonzero_features)
     )
     if min(self.clients, self.features, self.targets, self.examples) < 1:
       raise ValueError(
@@ -61,7 +63,9 @@ class Config:
         f'{self}.'
       )
     if min(self.alpha, self.beta, self.noise) < 0:
-      raise ValueError(f'alpha, beta and noise must be 0 or more, given {self}.')
+      raise ValueError(
+        f'alpha, beta and noise must be 0 or more, given {self}.'
+      )
     if not 0 <= used <= self.features:
       raise ValueError(
         f'nonzero_features must be 0 to {self.features}, given {used}.'
@@ -114,7 +118,9 @@ def load(config: Config, counts: bool = False) -> federated_data.FederatedData:
     client = partition.client_name(k, config.clients)
     centre = config.beta * rng.normal(size=config.features)
     half = config.examples // 2
-    count = int(rng.integers(config.examples - half, config.examples + half + 1))
+    count = int(
+      rng.integers(config.examples - half, config.examples + half + 1)
+    )
     for split, size in (
       ('train', count),
       ('test', max(1, round(_TEST_SHARE * count))),

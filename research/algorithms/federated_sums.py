@@ -202,9 +202,7 @@ def likelihood_sums(
 
   weights_type = tff.TensorType(np.float64, [size, number])
 
-  @tff.tensorflow.computation(
-    weights_type, tff.SequenceType(_tff_spec(split))
-  )
+  @tff.tensorflow.computation(weights_type, tff.SequenceType(_tff_spec(split)))
   def client(weights, dataset):
     return dataset.reduce(
       zero(),
