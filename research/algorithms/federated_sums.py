@@ -21,9 +21,10 @@ from models import linear
 
 # Bounds the memory of a client's second derivatives.
 _BATCH_SIZE = 256
-_NEWTON_STEPS = 50
+_NEWTON_STEPS = 25
 _HALVINGS = 30
-_TOLERANCE = 1e-9
+# The last step's share of the weights.
+_TOLERANCE = 1e-8
 # Below this share of the largest eigenvalue a direction is not determined.
 _SINGULAR = 1e-12
 
@@ -278,17 +279,17 @@ def fit(
     mean = found['gradient'] / found['num_examples']
     return mean + penalty * penalised * weights
 
-  for _ in range(_NEWTON_STEPS):
+  for taken in range(_NEWTON_STEPS):
     gradient = slope(weights, found)
-    if np.abs(gradient).max() <= _TOLERANCE * max(1, np.abs(weights).max()):
-      covariance = None
-      if not l2_penalty:
-        covariance = _covariance(family, found)
-      return Fit(weights, covariance, float(found['num_examples']))
     hessian = _matrix(found) / found['num_examples']
     hessian = hessian + np.diag(penalty * penalised.ravel())
     step = np.linalg.lstsq(hessian, gradient.ravel(), rcond=_SINGULAR)[0]
     step = step.reshape(weights.shape)
+    small = np.abs(step).max() <= _TOLERANCE * max(1, np.abs(weights).max())
+    # A quadratic is solved by one step; more would chase rounding errors.
+    if small or (family == 'linear' and taken):
+      covariance = None if l2_penalty else _covariance(family, found)
+      return Fit(weights, covariance, float(found['num_examples']))
     # The norm of a gradient falls along a Newton step, if not at its end.
     for _ in range(_HALVINGS):
       following = sums(weights - step)

@@ -167,14 +167,13 @@ def drift_by_steps(
   ]
   clients = [(batch['x'].numpy(), batch['y'].numpy()) for batch in batches]
   quadratics = drift.quadratics(clients, task.l2_penalty)
-  largest = np.linalg.eigvalsh(quadratics[0]).max()
-  if learning_rate * largest >= 1:
+  # The loss is a mean over targets.
+  rate = learning_rate / pooled.shape[1]
+  if rate * np.linalg.eigvalsh(quadratics[0]).max() >= 1:
     return {}
   return {
     steps: float(
-      np.abs(
-        drift.fixed_point(*quadratics, learning_rate, steps) - pooled
-      ).max()
+      np.abs(drift.fixed_point(*quadratics, rate, steps) - pooled).max()
     )
     for steps in _LOCAL_STEPS
   }

@@ -28,7 +28,7 @@ FORMS = {
 @pytest.mark.parametrize('name', FORMS)
 def test_the_real_table_is_whole(name):
   if not (CACHE / f'table_{name}.npz').exists():
-    pytest.skip('not fetched: train on it once')
+    pytest.skip(f'not fetched: python -m datasets.fetch {name}')
   data = real_tables.load(name, str(CACHE))
   clients, examples, features = FORMS[name]
   assert len(data.train.client_ids) == clients

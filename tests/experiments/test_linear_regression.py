@@ -57,7 +57,7 @@ def test_two_rounds_leave_everything_that_they_promise(finished):
   root, result = finished
   for name in ARTEFACTS:
     assert (root / 'first' / name).is_file(), name
-  assert '1 targets' in result.stdout.splitlines()[0]
+  assert 'target y_0' in result.stdout.splitlines()[0]
   assert 'largest difference from the pooled solution' in result.stdout
   rows = metrics.read(root / 'first' / 'metrics.csv')
   assert rows[-1]['test_loss'] > 0 and 'test_accuracy' not in rows[-1]
