@@ -23,11 +23,11 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 python := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help emnist test test-slow test-data lint format doctor lock \
-  lock-check env serving xla-cpu xla-tpu xla-gpu benchmark clean
+.PHONY: help emnist linear_regression test test-slow test-data lint format \
+  doctor lock lock-check env serving xla-cpu xla-tpu xla-gpu benchmark clean
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' \
+	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' \
 	  $(MAKEFILE_LIST)
 
 emnist: env ## Train a handwriting model (DATASET= PARTITION= ROUNDS= ARGS=).
@@ -37,6 +37,10 @@ emnist: env ## Train a handwriting model (DATASET= PARTITION= ROUNDS= ARGS=).
 	  --dataset=$(DATASET) --partition=$(PARTITION) \
 	  --total_rounds=$(ROUNDS) \
 	  --experiment_name=emnist-$(DATASET)-$(PARTITION) $(ARGS)
+
+linear_regression: env ## Fit ten clients' diabetes data, no network (ARGS=).
+	$(python) -m experiments.linear_regression \
+	  --flagfile=experiments/linear_regression.flags $(ARGS)
 
 test: env serving test-data ## Run the default tests (ARGS= for pytest).
 	@$(MAKE) --no-print-directory xla-cpu || \

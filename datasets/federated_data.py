@@ -304,10 +304,13 @@ class FederatedData:
     train: Training clients.
     validation: Examples or clients held out of training, or None.
     test: Test clients; a single client 'test' where nothing divides them.
-    num_classes: Labels are 0 .. num_classes - 1.
+    num_classes: Labels are 0 .. num_classes - 1; 0 where 'y' is numbers.
     class_names: One name per label.
     source: Where it comes from.
     content_sha256: Hash of the raw data, whatever the partition.
+    feature_names: One name per feature of a table; empty for images.
+    target_names: One name per number that is to be explained; empty for
+      classes.
   """
 
   name: str
@@ -319,3 +322,5 @@ class FederatedData:
   class_names: tuple[str, ...]
   source: Source
   content_sha256: str
+  feature_names: tuple[str, ...] = ()
+  target_names: tuple[str, ...] = ()

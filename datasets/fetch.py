@@ -1,12 +1,13 @@
 """Fetches data sets into the cache: python -m datasets.fetch mnist cifar10.
 
-A name may carry a partition that needs more files: mnist:writer.
+A name may carry a partition that needs more files: mnist:writer. Tables for
+regression, as exam, have names of their own.
 """
 
 import argparse
 import sys
 
-from datasets import federated_data
+from datasets import federated_data, real_tables
 from datasets import load as load_lib
 
 
@@ -28,7 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
       cache_dir=options.cache_dir,
     )
     try:
-      data = load_lib.load(config)
+      if wanted in real_tables.TABLES:
+        data = real_tables.load(wanted, options.cache_dir)
+      else:
+        data = load_lib.load(config)
     except (federated_data.DataError, ValueError) as error:
       print(f'{wanted}: {error}', file=sys.stderr)
       return 1

@@ -28,16 +28,23 @@ class Columns:
     label: The class: integers from 0, or names.
     split: 'train', 'validation' or 'test' for each example; None draws a test
       split from each client instead.
+    targets: Numbers to explain, in place of a label.
   """
 
   client: str
-  label: str
+  label: str | None
   split: str | None = None
+  targets: tuple[str, ...] = ()
+
+  @property
+  def texts(self) -> list[str]:
+    """The columns that are read as text."""
+    return [c for c in (self.client, self.label, self.split) if c is not None]
 
   @property
   def names(self) -> list[str]:
     """The columns that are no features."""
-    return [c for c in (self.client, self.label, self.split) if c is not None]
+    return [*self.texts, *self.targets]
 
 
 def load(
@@ -59,20 +66,23 @@ def load(
 
   Returns:
     The data. 'x' is float32 [n, features] (an array column keeps its shape and
-    an NPZ's uint8 its type), 'y' int32 [n].
+    an NPZ's uint8 its type), 'y' int32 [n] or targets, float32 [n, targets].
 
   Raises:
     DataError: If the file is not as described here.
   """
   path = pathlib.Path(file).expanduser()
-  table = tables.read(path, columns.names)
+  table = tables.read(path, columns.texts)
   for column in columns.names:
     if column not in table.columns:
       raise federated_data.DataError(
         f'{path} has no column {column!r}; it has {sorted(table.columns)}.'
       )
   x = _features(table, columns, feature_shape)
-  y, class_names = _labels(table, columns.label)
+  if columns.targets:
+    y, class_names = _targets(table, columns.targets), ()
+  else:
+    y, class_names = _labels(table, columns.label)
   ids = _texts(table, columns.client)
   rows = _rows_by_split(table, ids, columns.split, test_fraction)
   arrays = {'x': x, 'y': y}
@@ -94,6 +104,8 @@ def load(
       url='',
     ),
     content_sha256=download.file_hash(path),
+    feature_names=_feature_names(table, columns, x),
+    target_names=columns.targets,
     **splits,
   )
 
@@ -177,6 +189,27 @@ def _labels(
       )
     y[row] = int(text)
   return y, tuple(str(k) for k in range(int(y.max()) + 1))
+
+
+def _targets(table: tables.Table, names: Sequence[str]) -> np.ndarray:
+  """Returns the target columns as float32 [n, targets]."""
+  parts = [_numbers(table, name).astype(np.float32) for name in names]
+  for name, part in zip(names, parts, strict=True):
+    if part.ndim != 1:
+      raise table.error(0, name, 'an array where one number is to be explained')
+  return np.stack(parts, axis=1)
+
+
+def _feature_names(
+  table: tables.Table, columns: Columns, x: np.ndarray
+) -> tuple[str, ...]:
+  """Names the features [n, features]; an array column's are numbered."""
+  names = [c for c in table.columns if c not in columns.names]
+  if x.ndim != 2:
+    return ()
+  if len(names) == 1 and x.shape[1] > 1:
+    return tuple(f'{names[0]}_{k}' for k in range(x.shape[1]))
+  return tuple(names)
 
 
 def _features(

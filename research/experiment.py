@@ -76,9 +76,12 @@ def describe(task: task_lib.Task) -> str:
   if data.validation is not None:
     sizes.append(f'{data.validation.total_examples} validation')
   sizes.append(f'{data.test.total_examples} test')
+  wanted = f'{data.num_classes} classes'
+  if task.kind == 'regression':
+    wanted = f'target {", ".join(data.target_names)}'
   return (
     f'{data.name}: {len(data.train.client_ids)} clients ({data.partition}), '
-    f'{", ".join(sizes)} examples, {data.num_classes} classes'
+    f'{", ".join(sizes)} examples, {wanted}'
   )
 
 

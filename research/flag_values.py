@@ -22,6 +22,8 @@ _DIVISION_FLAGS = (
   'validation_examples',
   'validation_by',
 )
+# Flags that say how data is generated.
+_GENERATION_PREFIX = 'synthetic_'
 
 # All flags of the groups in order, and those that cannot change a result.
 _names: list[str] = []
@@ -162,8 +164,8 @@ def apply_saved(
 
   Args:
     path: The file.
-    other_data_resets: Whether flags on how the data is divided keep their
-      defaults when the command line names other data.
+    other_data_resets: Whether flags on how the data is generated or divided
+      keep their defaults when the command line names other data.
 
   Raises:
     flags.IllegalFlagValueError: If the file is not a config.json of a run, or
@@ -177,7 +179,8 @@ def apply_saved(
     )
   reset = other_data_resets and _other_data_asked_for()
   for name, value in saved.items():
-    if not FLAGS[name].present and not (reset and name in _DIVISION_FLAGS):
+    of_data = name in _DIVISION_FLAGS or name.startswith(_GENERATION_PREFIX)
+    if not FLAGS[name].present and not (reset and of_data):
       FLAGS[name].value = value
 
 

@@ -32,6 +32,7 @@ def starting_with(prefix: str) -> list[str]:
 TRAINING = starting_with(
   '.venv/bin/python -m experiments.emnist'
 ) + starting_with('.venv/bin/python -m experiments.evaluate')
+REGRESSION = starting_with('.venv/bin/python -m experiments.linear_regression')
 EXPORT_XLA = starting_with('.venv/bin/python -m experiments.export_xla')
 SWEEP = starting_with('.venv/bin/python -m experiments.sweep')
 REPRODUCE = starting_with('.venv/bin/python -m experiments.reproduce')
@@ -59,7 +60,7 @@ def shell(command: str, cwd, timeout: float) -> subprocess.CompletedProcess:
 
 
 def test_every_command_is_run_by_a_test_below():
-  handled = [*TRAINING, *EXPORT_XLA, *SWEEP, *REPRODUCE]
+  handled = [*TRAINING, *REGRESSION, *EXPORT_XLA, *SWEEP, *REPRODUCE]
   handled += [*BENCHMARK, *MAKE, 'make test']
   assert sorted(commands()) == sorted(handled)
   assert len(TRAINING) >= 4 and SWEEP and REPRODUCE and MAKE
@@ -88,12 +89,24 @@ def test_the_program_of_ones_own_runs_and_learns(tmp_path):
   assert losses[-1] < losses[0] / 5
 
 
-def test_the_training_commands_run_in_order(tmp_path):
+def write_own_data(folder):
   rng = np.random.default_rng(0)
   table = pd.DataFrame(rng.normal(size=[40, 3]), columns=['a', 'b', 'c'])
   table['user'] = [f'u{i % 4}' for i in range(40)]
   table['label'] = np.arange(40) % 3
-  table.to_csv(tmp_path / 'mine.csv', index=False)
+  table.to_csv(folder / 'mine.csv', index=False)
+
+
+def test_the_regression_commands_run(tmp_path):
+  write_own_data(tmp_path)
+  for command in REGRESSION:
+    result = shell(f'{command} --total_rounds=2', tmp_path, 300)
+    assert result.returncode == 0, (command, result.stderr)
+  assert (tmp_path / 'runs/drift/plots/drift.png').is_file()
+
+
+def test_the_training_commands_run_in_order(tmp_path):
+  write_own_data(tmp_path)
   for number, command in enumerate(TRAINING):
     if 'mine.csv' in command:
       command += ' --total_rounds=2'

@@ -17,7 +17,9 @@ def main(directory: str, inputs_file: str, outputs_file: str) -> None:
   with np.load(inputs_file) as inputs:
     for key in inputs.files:
       signature, _ = key.split('/')
-      result = model.signatures[signature](image=tf.constant(inputs[key]))
+      serve = model.signatures[signature]
+      (name,) = serve.structured_input_signature[1]
+      result = serve(**{name: tf.constant(inputs[key])})
       for name, value in result.items():
         outputs[f'{key}/{name}'] = value.numpy()
   outputs['runtime'] = np.array(f'TensorFlow {tf.__version__}')

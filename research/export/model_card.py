@@ -105,15 +105,16 @@ def _markdown(card: Mapping[str, Any]) -> str:
 def _example(card: Mapping[str, Any]) -> str:
   """Five lines that load the model and run it on one example of zeros."""
   inputs = card['signatures'].get('serving_default', {}).get('inputs', {})
-  image = inputs.get('image', {'shape': [None, 28, 28, 1], 'dtype': 'uint8'})
+  unknown = {'image': {'shape': [None, 28, 28, 1], 'dtype': 'uint8'}}
+  ((name, spec),) = (inputs or unknown).items()
   return '\n'.join(
     (
       '```python',
       'import tensorflow as tf',
       f"model = tf.saved_model.load('{card['model']}')",
       "serve = model.signatures['serving_default']",
-      f'image = tf.zeros({[1, *image["shape"][1:]]}, tf.{image["dtype"]})',
-      'print(serve(image=image))',
+      f'{name} = tf.zeros({[1, *spec["shape"][1:]]}, tf.{spec["dtype"]})',
+      f'print(serve({name}={name}))',
       '```',
     )
   )

@@ -23,7 +23,7 @@ def main(directory: str, inputs_file: str, outputs_file: str) -> None:
     for key in inputs.files:
       if not key.startswith('serving_default/'):
         continue
-      result = model({'image': inputs[key]})
+      result = model([inputs[key]])
       for port, value in result.items():
         outputs[f'{key}/{port.get_any_name()}'] = value
   version = openvino.__version__.split('-')[0]

@@ -44,7 +44,10 @@ def check(
   directory: atomic.Path,
   batches: Sequence[int] = (1, 32),
 ) -> dict[str, Any]:
-  """Compares an exported model with the trained one on fixed random images.
+  """Compares an exported model with the trained one on fixed examples.
+
+  These are random images; where features have units of their own, they are
+  examples of a training client.
 
   Both signatures run in a fresh process that has TensorFlow only, and the
   default signature in OpenVINO, without TensorFlow, at float32 precision. All
@@ -117,7 +120,15 @@ def summary(report: Mapping[str, Any]) -> str:
 
 
 def _inputs(task: task_lib.Task, batches: Sequence[int]) -> dict[str, Any]:
-  """Random images, the same in each call, keyed `<signature>/<batch>`."""
+  """Examples, the same in each call, keyed `<signature>/<batch>`."""
+  if task.data.feature_names:
+    sizes = task.data.train.num_examples
+    x = task.data.train.client(max(sizes, key=sizes.get))['x']
+    x = x.astype(np.float32)
+    return {
+      f'{saved_model.SERVING}/{batch}': np.resize(x, [batch, *x.shape[1:]])
+      for batch in batches
+    }
   inputs = {}
   for batch in batches:
     rng = np.random.default_rng([_SEED, batch])

@@ -19,7 +19,8 @@ from research.training import atomic, fault_injection
 
 SERVING = 'serving_default'
 SERVING_FLOAT = 'serve_float'
-INPUT = 'image'
+IMAGE = 'image'
+FEATURES = 'features'
 
 Verify = Callable[[pathlib.Path], Any]
 
@@ -54,9 +55,11 @@ def export(
 
   Its signatures are `serving_default` (uint8 in [0, 255]) and `serve_float`
   (float32 in [0, 1]), both with the input `image` [batch, *example_shape];
-  examples that are no images have `serving_default` for float32 alone. The
-  outputs of classification are `logits` and `probabilities` (float32 [batch,
-  classes]) and `class` (int64 [batch]); of reconstruction, `reconstruction`.
+  examples that are no images have `serving_default` for float32 alone, and rows
+  of a table the input `features`. The outputs of classification are `logits`
+  and `probabilities` (float32 [batch, classes]) and `class` (int64 [batch]); of
+  reconstruction, `reconstruction`; of regression, `prediction` [batch,
+  targets].
 
   Args:
     task: The task; its `preprocess_features` becomes part of the graph.
@@ -103,6 +106,11 @@ def input_dtypes(task: task_lib.Task) -> dict[str, tf.DType]:
   return {SERVING: tf.float32}
 
 
+def input_name(task: task_lib.Task) -> str:
+  """The name of the signatures' input."""
+  return FEATURES if task.data.feature_names else IMAGE
+
+
 def servable_outputs(
   task: task_lib.Task, keras_model: tf.keras.Model, image: tf.Tensor
 ) -> dict[str, tf.Tensor]:
@@ -119,6 +127,8 @@ def servable_outputs(
   outputs = keras_model(task.preprocess_features(image), training=False)
   if task.kind == 'reconstruction':
     return {'reconstruction': tf.identity(outputs)}
+  if task.kind == 'regression':
+    return {'prediction': tf.identity(task.postprocess(outputs))}
   return {
     'logits': tf.identity(outputs),
     'probabilities': tf.nn.softmax(outputs),
@@ -129,7 +139,7 @@ def servable_outputs(
 def _trace(
   task: task_lib.Task, keras_model: tf.keras.Model, dtype: tf.DType
 ) -> tf.types.experimental.ConcreteFunction:
-  spec = tf.TensorSpec([None, *task.example_shape], dtype, INPUT)
+  spec = tf.TensorSpec([None, *task.example_shape], dtype, input_name(task))
 
   @tf.function(input_signature=[spec], autograph=False)
   def serve(image):
@@ -147,10 +157,12 @@ def _check_outputs(
     wanted = {'logits': [None, len(task.class_names)]}
   elif task.kind == 'reconstruction':
     wanted = {'reconstruction': [None, *task.example_shape]}
+  elif task.kind == 'regression':
+    wanted = {'prediction': [None, len(task.data.target_names)]}
   else:
     raise ExportError(
-      f'task {task.name} is of kind {task.kind!r}; classification and '
-      'reconstruction can be exported'
+      f'task {task.name} is of kind {task.kind!r}; classification, '
+      'reconstruction and regression can be exported'
     )
   for name, shape in wanted.items():
     if shapes[name] != shape:
@@ -169,9 +181,9 @@ def _describe(
     return {'dtype': spec.dtype.name, 'shape': spec.shape.as_list()}
 
   outputs = function.structured_outputs
-  (image,), _ = function.structured_input_signature
+  (given,), _ = function.structured_input_signature
   return {
-    'inputs': {INPUT: describe(image)},
+    'inputs': {given.name: describe(given)},
     'outputs': {name: describe(outputs[name]) for name in sorted(outputs)},
   }
 

@@ -20,11 +20,12 @@ class Task:
   Attributes:
     name: The value of `--task`.
     data: The clients' examples.
-    kind: `classification` (logits against integer labels) or `reconstruction`
-      (the model's output against its input).
-    class_names: One name per class; empty for reconstruction.
+    kind: `classification` (logits against integer labels), `reconstruction`
+      (the model's output against its input) or `regression` (the model's output
+      [n, targets] against numbers).
+    class_names: One name per class; empty for the other kinds.
     build_keras_model: Makes a fresh model with seeded initial weights; its
-      output is logits, or the reconstruction.
+      output is logits, the reconstruction, or what `postprocess` takes.
     build_loss: Makes the loss, a mean over the examples of a batch.
     build_metrics: Makes the training metrics.
     preprocess_features: Maps a raw batch of `x` to the model's float32 input;
@@ -33,6 +34,8 @@ class Task:
     example_shape: Shape of one raw example.
     client_model: What clients train in place of the Keras model, if anything;
       its weights are those of the Keras model.
+    postprocess: Of regression, maps the model's output to predictions in the
+      targets' own units; part of the exported model as `preprocess_features`.
   """
 
   name: str
@@ -46,6 +49,7 @@ class Task:
   preprocess: Callable[[Batch], Batch]
   example_shape: tuple[int, ...]
   client_model: tff.learning.models.FunctionalModel | None = None
+  postprocess: Callable[[tf.Tensor], tf.Tensor] = tf.identity
 
   @property
   def input_spec(self) -> Batch:

@@ -67,6 +67,8 @@ class Evaluator:
       error = tf.square(output - batch['y'])
       flat = tf.reshape(error, [tf.shape(error)[0], -1])
       return {'loss': tf.reduce_mean(flat, axis=1)}
+    if self._task.kind == 'regression':
+      return {'loss': self._task.build_loss().call(batch['y'], output)}
     labels = tf.cast(batch['y'], tf.int64)
     correct = tf.equal(tf.argmax(output, axis=-1), labels)
     return {

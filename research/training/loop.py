@@ -83,7 +83,7 @@ class Schedules:
 
 def metric_names(task: task_lib.Task) -> tuple[str, ...]:
   """The metrics of a task, as `evaluation.Evaluator` names them."""
-  return ('loss',) if task.kind == 'reconstruction' else ('loss', 'accuracy')
+  return ('loss', 'accuracy') if task.kind == 'classification' else ('loss',)
 
 
 def columns(task: task_lib.Task) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ def learning_curves(
     curves = _curves(rows, name)
     if not curves:
       continue
-    fig, axes = _new_figure(
+    fig, axes = new_figure(
       f'{name.capitalize()} by round',
       'round',
       'accuracy (%)' if name == 'accuracy' else 'mean loss per example',
@@ -66,7 +66,7 @@ def learning_curves(
       )
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.legend()
-    paths.append(_save(fig, directory / f'{name}.png'))
+    paths.append(save(fig, directory / f'{name}.png'))
   return paths
 
 
@@ -126,7 +126,7 @@ def label_histogram(
   bars.set_xlabel('examples')
   bars.grid(axis='x', alpha=0.3)
   bars.set_axisbelow(True)
-  return _save(fig, path)
+  return save(fig, path)
 
 
 def examples_per_client(
@@ -142,7 +142,7 @@ def examples_per_client(
     The path of the file.
   """
   sizes = np.array([split.num_examples[i] for i in split.client_ids])
-  fig, axes = _new_figure(
+  fig, axes = new_figure(
     f'{sizes.sum():,} examples of {len(sizes):,} clients',
     'examples per client',
     'clients',
@@ -163,7 +163,7 @@ def examples_per_client(
   for axis in (axes.xaxis, axes.yaxis):
     axis.set_major_locator(ticker.MaxNLocator(integer=True))
   axes.legend()
-  return _save(fig, path)
+  return save(fig, path)
 
 
 def _label_counts(
@@ -215,8 +215,9 @@ def _log_scale_if_wide(axes, values: Sequence[float]) -> None:
     axes.set_yscale('log')
 
 
-def _new_figure(title: str, xlabel: str, ylabel: str):
-  fig = figure.Figure(figsize=(7, 4.5), layout='constrained')
+def new_figure(title: str, xlabel: str, ylabel: str, height: float = 4.5):
+  """Returns a figure and its axes in the style of all pictures."""
+  fig = figure.Figure(figsize=(7, height), layout='constrained')
   axes = fig.subplots()
   axes.set_title(title)
   axes.set_xlabel(xlabel)
@@ -226,7 +227,8 @@ def _new_figure(title: str, xlabel: str, ylabel: str):
   return fig, axes
 
 
-def _save(fig: figure.Figure, path: atomic.Path) -> pathlib.Path:
+def save(fig: figure.Figure, path: atomic.Path) -> pathlib.Path:
+  """Writes a figure as PNG, complete or not at all."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   buffer = io.BytesIO()

@@ -13,9 +13,9 @@ from research.training import plots
 @pytest.fixture
 def figures(monkeypatch):
   made = []
-  save = plots._save
+  save = plots.save
   monkeypatch.setattr(
-    plots, '_save', lambda fig, path: (made.append(fig), save(fig, path))[1]
+    plots, 'save', lambda fig, path: (made.append(fig), save(fig, path))[1]
   )
   return made
 
