@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 import tensorflow_federated as tff
 
+from research.aggregators import rejection
 from research.algorithms import fed_avg, fed_sgd
 
 ModelFn = Callable[[], tff.learning.models.VariableModel]
@@ -19,12 +20,17 @@ class Settings:
     server_optimizer: Runs on the server.
     client_weighting: Weights of the mean of the clients' updates.
     loop_implementation: How a client iterates over its batches.
+    model_aggregator: Combines the clients' updates. An algorithm that has no
+      use for it says so by `aggregator` in its `unused_flags`.
   """
 
   client_optimizer: tff.learning.optimizers.Optimizer
   server_optimizer: tff.learning.optimizers.Optimizer
   client_weighting: tff.learning.ClientWeighting
   loop_implementation: tff.learning.LoopImplementation
+  model_aggregator: tff.aggregators.WeightedAggregationFactory = (
+    dataclasses.field(default_factory=rejection.mean)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +57,7 @@ def _build_fed_sgd(model_fn: ModelFn, settings: Settings):
     model_fn,
     server_optimizer=settings.server_optimizer,
     loop_implementation=settings.loop_implementation,
+    model_aggregator=settings.model_aggregator,
   )
 
 
