@@ -65,13 +65,13 @@ def with_aggregator(part: str, aggregator: str) -> str | None:
   """Why a part does not go with an aggregator (in_process, uniform weights).
 
   Args:
-    part: A key of `PARTS`, or such a key and a rotation: `a rotation=b`.
+    part: A key of `PARTS`, or such a key and a rotation: `a --rotation=b`.
     aggregator: A key of `AGGREGATORS`.
 
   Returns:
     The reason, or None.
   """
-  name, _, turn = part.partition(' rotation=')
+  name, _, turn = part.partition(' --rotation=')
   chosen = PARTS[f'aggregator={aggregator}'] | PARTS[name]
   if chosen.get('secure_sum'):
     chosen |= PARTS['clipping=fixed']
@@ -120,7 +120,7 @@ def tables() -> str:
     for name in lib.AGGREGATORS
   }
   parts = [part for part in PARTS if not part.startswith('aggregator=')]
-  parts += [f'compression={name} rotation=hadamard' for name in lib.CODECS]
+  parts += [f'compression={name} --rotation=hadamard' for name in lib.CODECS]
   return '\n'.join(
     [
       'Algorithms and runtimes:\n',
