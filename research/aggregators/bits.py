@@ -93,9 +93,10 @@ class MeasureUploadFactory(tff.aggregators.WeightedAggregationFactory):
     )
     def next_fn(state, value, weight):
       output = process.next(state, value, weight)
-      names = output.measurements.type_signature.member.fields()
+      found = output.measurements
       measurements = collections.OrderedDict(
-        (name, output.measurements[name]) for name in names
+        (name, found[name])
+        for name, _ in compat.iter_elements(found.type_signature.member)
       )
       measurements[UPLOAD] = tff.federated_value(upload_bits, tff.SERVER)
       return tff.templates.MeasuredProcessOutput(

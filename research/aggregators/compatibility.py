@@ -26,8 +26,6 @@ PARTS: Mapping[str, dict] = {
 }
 PARTS['aggregator=multi_krum']['selected_clients'] = 5
 
-_Refusal = Callable[[str, str], str | None]
-
 
 def with_algorithm(part: str, algorithm: str, runtime: str) -> str | None:
   """Why an algorithm does not go with a part in a runtime.
@@ -83,23 +81,28 @@ def with_aggregator(part: str, aggregator: str) -> str | None:
 
 
 def _table(
-  rows: Sequence[str], columns: Mapping[str, Callable[[str], str | None]]
+  rows: Sequence[str],
+  columns: Sequence[str],
+  refuse: Callable[[str, str], str | None],
 ) -> str:
   """A table of `yes` and numbers of the reasons below it."""
   reasons: list[str] = []
 
-  def cell(reason: str | None) -> str:
+  def cell(row: str, column: str) -> str:
+    reason = refuse(row, column)
     if reason is None:
       return 'yes'
+    # Without the flags, which the cell names.
+    reason = reason.partition(': ')[2] or reason
     if reason not in reasons:
       reasons.append(reason)
     return f'({reasons.index(reason) + 1})'
 
-  lines = ['| ' + ' | '.join(['', *columns]) + ' |']
+  lines = ['| ' + ' | '.join(['', *(f'`{c}`' for c in columns)]) + ' |']
   lines.append('| --- ' * (len(columns) + 1) + '|')
   for row in rows:
-    cells = [cell(refuse(row)) for refuse in columns.values()]
-    lines.append('| ' + ' | '.join([f'`--{row}`', *cells]) + ' |')
+    cells = [cell(row, column) for column in columns]
+    lines.append('| ' + ' | '.join([f'`{row}`', *cells]) + ' |')
   lines.append('')
   lines += [f'({n}) {reason}\n' for n, reason in enumerate(reasons, start=1)]
   return '\n'.join(lines)
@@ -107,26 +110,24 @@ def _table(
 
 def tables() -> str:
   """Both tables as Markdown."""
-  first = {
-    f'{algorithm}, {runtime}': lambda part, a=algorithm, r=runtime: (
-      with_algorithm(part, a, r)
-    )
+  runs = {
+    f'--algorithm={algorithm} --runtime={runtime}': (algorithm, runtime)
     for algorithm, runtime in itertools.product(
       registry.ALGORITHMS, runtimes.RUNTIMES
     )
-  }
-  second = {
-    name: lambda part, a=name: with_aggregator(part, a)
-    for name in lib.AGGREGATORS
   }
   parts = [part for part in PARTS if not part.startswith('aggregator=')]
   parts += [f'compression={name} --rotation=hadamard' for name in lib.CODECS]
   return '\n'.join(
     [
       'Algorithms and runtimes:\n',
-      _table(list(PARTS), first),
-      'Aggregators and what is done to updates before:\n',
-      _table(parts, second),
+      _table(
+        list(runs),
+        list(PARTS),
+        lambda row, part: with_algorithm(part, *runs[row]),
+      ),
+      'Aggregators, and what is done to updates before:\n',
+      _table(parts, list(lib.AGGREGATORS), with_aggregator),
     ]
   )
 

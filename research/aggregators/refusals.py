@@ -43,7 +43,7 @@ def _refused_robust(settings: lib.Settings) -> str | None:
   if settings.zeroing:
     return (
       f'--zeroing with {name}: a zeroed update would be a vote for no change; '
-      f'{settings.aggregator} withstands large updates by itself.'
+      'the rule withstands large updates by itself.'
     )
   if not settings.has_fixed_cohorts:
     return (

@@ -114,8 +114,8 @@ def krum(byzantine_clients: int, selected_clients: int = 1) -> Rule:
     squares = tf.reduce_sum(wide * wide, axis=1)
     products = tf.matmul(wide, wide, transpose_b=True)
     distances = squares[:, tf.newaxis] + squares - 2 * products
-    itself = tf.eye(count, dtype=tf.bool)
-    distances = tf.where(itself, np.float64(np.inf), distances)
+    itself = tf.fill([count], np.float64(np.inf))
+    distances = tf.linalg.set_diag(distances, itself)
     neighbours = tf.maximum(count - byzantine_clients - 2, 1)
     scores = tf.reduce_sum(tf.sort(distances, axis=1)[:, :neighbours], axis=1)
     chosen = tf.math.top_k(-scores, tf.minimum(selected_clients, count)).indices

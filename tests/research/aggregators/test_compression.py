@@ -20,9 +20,9 @@ KEY = 12345
 def through(codec, vector, key=KEY):
   """What the server makes of a vector."""
   vector = tf.constant(vector)
-  seed = tf.stack([tf.constant(key), compression.fingerprint(vector)])
+  seed = tf.stack([key, compression.fingerprint(vector)])
   code = codec.encode(vector, seed)
-  return codec.decode(code, tf.constant(key), vector.shape[0])
+  return codec.decode(code, tf.convert_to_tensor(key), vector.shape[0])
 
 
 def samples(codec, vector, count):
@@ -123,7 +123,7 @@ def test_random_codecs_are_unbiased(codec):
   drawn = samples(codec, THREE, 4000)
   assert is_unbiased(drawn, THREE)
   assert drawn.std(axis=0).max() > 0.01
-  # Two hundredths of the largest weight would be found.
+  # A bias of a sixteenth of the largest weight would be found.
   assert not is_unbiased(drawn + 0.1, THREE)
 
 
