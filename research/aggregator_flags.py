@@ -11,24 +11,53 @@ from research.training import sampling
 
 FLAGS = flag_values.FLAGS
 
-_NAMES = (
-  'aggregator',
-  'trimmed_fraction',
-  'weiszfeld_iterations',
-  'byzantine_clients',
-  'selected_clients',
-  'zeroing',
-  'clipping',
-  'clip_norm',
-  'clip_quantile',
-  'clip_learning_rate',
-  'compression',
-  'compression_bits',
-  'top_k_fraction',
-  'rotation',
-  'secure_sum',
-  'secure_sum_bits',
+_USUAL_BITS = ', '.join(
+  f'{name} {codec.usual_bits}'
+  for name, codec in lib.CODECS.items()
+  if codec.usual_bits
 )
+_CHOICES = {
+  'aggregator': (
+    lib.AGGREGATORS,
+    "How updates are combined; the mean's weights are --client_weighting.",
+  ),
+  'clipping': (
+    lib.CLIPPINGS,
+    "Bound on the updates' L2 norms; fixed is also called norm bounding.",
+  ),
+  'compression': (
+    [lib.NONE, *lib.CODECS],
+    'How updates are encoded; eden with 1 bit is DRIVE.',
+  ),
+  'rotation': (
+    [lib.NONE, *rotation.ROTATIONS],
+    'Random rotation of an update before it is encoded.',
+  ),
+}
+_OTHERS = {
+  'trimmed_fraction': (
+    'float',
+    'Share of clients that trimmed_mean leaves out at either end.',
+  ),
+  'weiszfeld_iterations': ('integer', 'Steps of geometric_median.'),
+  'byzantine_clients': (
+    'integer',
+    'Clients per round that krum and multi_krum must withstand.',
+  ),
+  'selected_clients': ('integer', 'Clients that multi_krum averages.'),
+  'zeroing': ('boolean', 'Zero updates far larger than any before.'),
+  'clip_norm': ('float', 'L2 norm of an update; the first one, if adaptive.'),
+  'clip_quantile': ('float', 'Share of clients left unclipped (adaptive).'),
+  'clip_learning_rate': ('float', "Of the norm's logarithm (adaptive)."),
+  'compression_bits': ('integer', f'Per coordinate; defaults: {_USUAL_BITS}.'),
+  'top_k_fraction': ('float', 'Share of coordinates that top_k sends.'),
+  'secure_sum': ('boolean', 'Simulate secure sums; nothing is hidden.'),
+  'secure_sum_bits': (
+    'integer',
+    "Bits of a client's coordinate in a secure sum.",
+  ),
+}
+_NAMES = (*_CHOICES, *_OTHERS)
 
 
 class AggregatorFlags:
@@ -36,60 +65,9 @@ class AggregatorFlags:
 
   def __init__(self):
     default = lib.Settings()
-    for name, choices, text in (
-      (
-        'aggregator',
-        lib.AGGREGATORS,
-        "How updates are combined; the mean's weights are --client_weighting.",
-      ),
-      (
-        'clipping',
-        lib.CLIPPINGS,
-        "Bound on the updates' L2 norms; fixed is also called norm bounding.",
-      ),
-      (
-        'compression',
-        [lib.NONE, *lib.CODECS],
-        'How updates are encoded; eden with 1 bit is DRIVE.',
-      ),
-      (
-        'rotation',
-        [lib.NONE, *rotation.ROTATIONS],
-        'Random rotation of an update before it is encoded.',
-      ),
-    ):
+    for name, (choices, text) in _CHOICES.items():
       flag_values.enum(name, getattr(default, name), choices, text)
-    usual = ', '.join(
-      f'{name} {codec.usual_bits}'
-      for name, codec in lib.CODECS.items()
-      if codec.usual_bits
-    )
-    for kind, name, text in (
-      (
-        'float',
-        'trimmed_fraction',
-        'Share of clients that trimmed_mean leaves out at either end.',
-      ),
-      ('integer', 'weiszfeld_iterations', 'Steps of geometric_median.'),
-      (
-        'integer',
-        'byzantine_clients',
-        'Clients per round that krum and multi_krum must withstand.',
-      ),
-      ('integer', 'selected_clients', 'Clients that multi_krum averages.'),
-      ('float', 'clip_norm', 'L2 norm; the first one, if adaptive.'),
-      ('float', 'clip_quantile', 'Share of clients left unclipped (adaptive).'),
-      ('float', 'clip_learning_rate', "Of the norm's logarithm (adaptive)."),
-      ('integer', 'compression_bits', f'Per coordinate; defaults: {usual}.'),
-      ('float', 'top_k_fraction', 'Share of coordinates that top_k sends.'),
-      ('boolean', 'zeroing', 'Zero updates far larger than any before.'),
-      ('boolean', 'secure_sum', 'Simulate secure sums; nothing is hidden.'),
-      (
-        'integer',
-        'secure_sum_bits',
-        "Bits of a client's coordinate in a secure sum.",
-      ),
-    ):
+    for name, (kind, text) in _OTHERS.items():
       bound = {'lower_bound': 1} if kind == 'integer' else {}
       flag_values.define(kind, name, getattr(default, name), text, **bound)
 

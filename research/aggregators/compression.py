@@ -273,6 +273,31 @@ def _encode(codec: Codec, value_type: tff.Type) -> tff.Computation:
   return encode
 
 
+def _keys(seed: int) -> tuple[tff.Computation, ...]:
+  """The first round's number, the next one's, and the key of a round."""
+
+  @tff.tensorflow.computation
+  def first_round():
+    return tf.constant(0)
+
+  @tff.tensorflow.computation(np.int32)
+  def next_round(number):
+    return number + 1
+
+  @tff.tensorflow.computation(np.int32)
+  def key_of(number):
+    return tf.random.stateless_uniform(
+      [],
+      tf.stack([tf.constant(seed), number]),
+      minval=None,
+      maxval=None,
+      dtype=tf.int32,
+      alg='philox',
+    )
+
+  return first_round, next_round, key_of
+
+
 class CompressionFactory(tff.aggregators.WeightedAggregationFactory):
   """Encodes each update at its client and decodes it at the server.
 
@@ -307,24 +332,7 @@ class CompressionFactory(tff.aggregators.WeightedAggregationFactory):
     def decode(code, key):
       return self._codec.decode(code, key, size)
 
-    @tff.tensorflow.computation
-    def first_round():
-      return tf.constant(0)
-
-    @tff.tensorflow.computation(np.int32)
-    def next_round(number):
-      return number + 1
-
-    @tff.tensorflow.computation(np.int32)
-    def key_of(number):
-      return tf.random.stateless_uniform(
-        [],
-        tf.stack([tf.constant(self._seed), number]),
-        minval=None,
-        maxval=None,
-        dtype=tf.int32,
-        alg='philox',
-      )
+    first_round, next_round, key_of = _keys(self._seed)
 
     @tff.federated_computation
     def init_fn():

@@ -124,6 +124,59 @@ def krum(byzantine_clients: int, selected_clients: int = 1) -> Rule:
   return rule
 
 
+def _cohort(most: int, size: int, client_type: tff.Type) -> tuple:
+  """What collects up to `most` clients with updates of `size` coordinates.
+
+  Returns:
+    The type of a collection, and computations: an empty one, one with a client
+    more, and two together.
+  """
+  cohort_type = tff.to_type(
+    collections.OrderedDict(
+      values=tff.TensorType(np.float32, [most, size]),
+      weights=tff.TensorType(np.float32, [most]),
+      count=tff.TensorType(np.int32),
+    )
+  )
+
+  @tff.tensorflow.computation
+  def no_clients():
+    return collections.OrderedDict(
+      values=tf.zeros([most, size]),
+      weights=tf.zeros([most]),
+      count=tf.constant(0),
+    )
+
+  @tff.tensorflow.computation(cohort_type, client_type)
+  def add_client(cohort, client):
+    row = [[cohort['count']]]
+    weight = tf.cast(client['weight'], tf.float32)
+    return collections.OrderedDict(
+      values=tf.tensor_scatter_nd_update(
+        cohort['values'], row, [client['value']]
+      ),
+      weights=tf.tensor_scatter_nd_update(cohort['weights'], row, [weight]),
+      count=cohort['count'] + 1,
+    )
+
+  @tff.tensorflow.computation(cohort_type, cohort_type)
+  def merge(first, second):
+    def together(name):
+      parts = [part[name][: part['count']] for part in (first, second)]
+      joined = tf.concat(parts, axis=0)[:most]
+      missing = [[0, most - tf.shape(joined)[0]]]
+      padding = missing + [[0, 0]] * (joined.shape.rank - 1)
+      return tf.ensure_shape(tf.pad(joined, padding), first[name].shape)
+
+    return collections.OrderedDict(
+      values=together('values'),
+      weights=together('weights'),
+      count=first['count'] + second['count'],
+    )
+
+  return cohort_type, no_clients, add_client, merge
+
+
 class RobustFactory(tff.aggregators.WeightedAggregationFactory):
   """Applies a rule to the updates of all clients that have a weight.
 
@@ -145,53 +198,13 @@ class RobustFactory(tff.aggregators.WeightedAggregationFactory):
 
   def create(self, value_type, weight_type):
     """See base class; the value is one float32 vector, the weight a scalar."""
-    most = self._most_clients
     (size,) = value_type.shape
-    cohort_type = tff.to_type(
-      collections.OrderedDict(
-        values=tff.TensorType(np.float32, [most, size]),
-        weights=tff.TensorType(np.float32, [most]),
-        count=tff.TensorType(np.int32),
-      )
-    )
     client_type = tff.to_type(
       collections.OrderedDict(value=value_type, weight=weight_type)
     )
-
-    @tff.tensorflow.computation
-    def no_clients():
-      return collections.OrderedDict(
-        values=tf.zeros([most, size]),
-        weights=tf.zeros([most]),
-        count=tf.constant(0),
-      )
-
-    @tff.tensorflow.computation(cohort_type, client_type)
-    def add_client(cohort, client):
-      row = [[cohort['count']]]
-      weight = tf.cast(client['weight'], tf.float32)
-      return collections.OrderedDict(
-        values=tf.tensor_scatter_nd_update(
-          cohort['values'], row, [client['value']]
-        ),
-        weights=tf.tensor_scatter_nd_update(cohort['weights'], row, [weight]),
-        count=cohort['count'] + 1,
-      )
-
-    @tff.tensorflow.computation(cohort_type, cohort_type)
-    def merge(first, second):
-      def together(name):
-        parts = [part[name][: part['count']] for part in (first, second)]
-        joined = tf.concat(parts, axis=0)[:most]
-        missing = [[0, most - tf.shape(joined)[0]]]
-        padding = missing + [[0, 0]] * (joined.shape.rank - 1)
-        return tf.ensure_shape(tf.pad(joined, padding), first[name].shape)
-
-      return collections.OrderedDict(
-        values=together('values'),
-        weights=together('weights'),
-        count=first['count'] + second['count'],
-      )
+    cohort_type, no_clients, add_client, merge = _cohort(
+      self._most_clients, size, client_type
+    )
 
     @tff.tensorflow.computation(cohort_type)
     def report(cohort):
