@@ -11,7 +11,7 @@ from absl import flags
 
 from datasets import load
 from models import mixed_precision
-from research import flag_values
+from research import aggregator_flags, flag_values
 from research.algorithms import optimizers, registry
 from research.runtime import accelerators
 from research.runtime import registry as runtimes
@@ -201,6 +201,7 @@ class AlgorithmFlags:
       define('float', name, None, text, lower_bound=0.0)
     self._client = OptimizerFlags('client', 0.1)
     self._server = OptimizerFlags('server', 1.0)
+    self._aggregator = aggregator_flags.AggregatorFlags()
 
   def get(
     self, loop_implementation: tff.learning.LoopImplementation
@@ -230,6 +231,7 @@ class AlgorithmFlags:
         key: default if FLAGS[key].value is None else FLAGS[key].value
         for key, default in algorithm.hparams.items()
       },
+      model_aggregator=self._aggregator.get(name),
     )
     has_client_rate = 'client_optimizer' not in algorithm.unused_flags
     return (

@@ -23,6 +23,7 @@ def build(
   loop_implementation: tff.learning.LoopImplementation = (
     tff.learning.LoopImplementation.DATASET_ITERATOR
   ),
+  model_aggregator: tff.aggregators.WeightedAggregationFactory | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """Builds FedAvg.
 
@@ -38,6 +39,7 @@ def build(
       with learning rate 1, as in Algorithm 1.
     client_weighting: The weights of the mean. NUM_EXAMPLES is Algorithm 1.
     loop_implementation: How a client iterates over its batches.
+    model_aggregator: Combines the updates; None is the mean of Algorithm 1.
 
   Returns:
     A process whose metrics count the rejected clients; see
@@ -49,6 +51,6 @@ def build(
     server_optimizer_fn=server_optimizer
     or tff.learning.optimizers.build_sgdm(1.0),
     client_weighting=client_weighting,
-    model_aggregator=rejection.mean(),
+    model_aggregator=model_aggregator or rejection.mean(),
     loop_implementation=loop_implementation,
   )

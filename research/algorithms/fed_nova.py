@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from research.aggregators import rejection
+from research.aggregators import bits, rejection
 from research.algorithms import local_training
 
 # Of a client optimizer whose a_i the paper gives.
@@ -130,10 +130,14 @@ def build(
     report=report,
   )
   trainable = local_training.model_types(model_fn).weights.trainable
+  norm_type = tff.TensorType(np.float32)
+  directions = bits.MeasureUploadFactory(
+    rejection.mean(), lambda t: bits.of_type(t) + bits.of_type(norm_type)
+  )
   return local_training.compose(
     model_fn,
     work,
-    EffectiveStepsFactory(rejection.mean()),
+    EffectiveStepsFactory(directions),
     server_optimizer,
-    tff.StructType([trainable, tff.TensorType(np.float32)]),
+    tff.StructType([trainable, norm_type]),
   )

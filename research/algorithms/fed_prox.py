@@ -18,6 +18,7 @@ def build(
   client_weighting: tff.learning.ClientWeighting,
   loop_implementation: tff.learning.LoopImplementation,
   proximal_strength: float,
+  model_aggregator: tff.aggregators.WeightedAggregationFactory | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """Builds FedProx.
 
@@ -35,6 +36,7 @@ def build(
     client_weighting: The weights of the mean.
     loop_implementation: How a client iterates over its batches.
     proximal_strength: mu of Equation 2, at least 0.
+    model_aggregator: Combines the updates; None is their weighted mean.
 
   Returns:
     A process whose metrics count the rejected clients.
@@ -61,5 +63,5 @@ def build(
     correct=correct,
   )
   return local_training.compose(
-    model_fn, work, rejection.mean(), server_optimizer
+    model_fn, work, model_aggregator or rejection.mean(), server_optimizer
   )

@@ -16,6 +16,7 @@ def build(
   *,
   server_optimizer: tff.learning.optimizers.Optimizer,
   loop_implementation: tff.learning.LoopImplementation,
+  model_aggregator: tff.aggregators.WeightedAggregationFactory | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """Builds FedSGD.
 
@@ -27,6 +28,7 @@ def build(
     server_optimizer: Takes the mean gradient.
     loop_implementation: How a client iterates over its batches. Batches only
       bound memory here: their size does not change the gradient.
+    model_aggregator: Combines the gradients; None is their weighted mean.
 
   Returns:
     A process whose metrics count the rejected clients.
@@ -34,7 +36,7 @@ def build(
   return tff.learning.algorithms.build_fed_sgd(
     model_fn,
     server_optimizer_fn=server_optimizer,
-    model_aggregator=rejection.mean(),
+    model_aggregator=model_aggregator or rejection.mean(),
     metrics_aggregator=rejection.sum_finite_then_finalize,
     loop_implementation=loop_implementation,
   )

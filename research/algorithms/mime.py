@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from research.aggregators import rejection
+from research.aggregators import bits, rejection
 from research.algorithms import local_training
 
 
@@ -230,6 +230,8 @@ def build(
   work = _build_client_work(
     model_fn, base_optimizer, client_weighting, loop_implementation, lite
   )
-  return local_training.compose(
-    model_fn, work, rejection.mean(), server_optimizer
+  # A client sends its model update and, before that, its mean gradient.
+  aggregator = bits.MeasureUploadFactory(
+    rejection.mean(), lambda update: 2 * bits.of_type(update)
   )
+  return local_training.compose(model_fn, work, aggregator, server_optimizer)

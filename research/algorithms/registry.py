@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 import tensorflow_federated as tff
 
+from research.aggregators import rejection
 from research.algorithms import fed_avg, fed_nova, fed_prox, fed_sgd, mime
 
 ModelFn = Callable[[], tff.learning.models.VariableModel]
@@ -20,6 +21,8 @@ class Settings:
     client_weighting: Weights of the mean of the clients' updates.
     loop_implementation: How a client iterates over its batches.
     hparams: The algorithm's own hyperparameters, those of `Algorithm.hparams`.
+    model_aggregator: Combines the clients' updates. An algorithm that has no
+      use for it says so by `aggregator` in its `unused_flags`.
   """
 
   client_optimizer: tff.learning.optimizers.Optimizer
@@ -27,6 +30,9 @@ class Settings:
   client_weighting: tff.learning.ClientWeighting
   loop_implementation: tff.learning.LoopImplementation
   hparams: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  model_aggregator: tff.aggregators.WeightedAggregationFactory = (
+    dataclasses.field(default_factory=rejection.mean)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +63,22 @@ def _with_two_optimizers(build):
   return build_from
 
 
+def _build_fed_nova(model_fn: ModelFn, settings: Settings):
+  return fed_nova.build(
+    model_fn,
+    client_optimizer=settings.client_optimizer,
+    server_optimizer=settings.server_optimizer,
+    client_weighting=settings.client_weighting,
+    loop_implementation=settings.loop_implementation,
+  )
+
+
 def _build_fed_sgd(model_fn: ModelFn, settings: Settings):
   return fed_sgd.build(
     model_fn,
     server_optimizer=settings.server_optimizer,
     loop_implementation=settings.loop_implementation,
+    model_aggregator=settings.model_aggregator,
   )
 
 
@@ -79,12 +96,15 @@ def _build_mime(lite: bool):
   return build_from
 
 
+# What clients send besides a model update would go past another aggregator.
+_OWN_AGGREGATION = frozenset(['aggregator'])
+
 ALGORITHMS: Mapping[str, Algorithm] = {
   'fed_avg': Algorithm(
     _with_two_optimizers(fed_avg.build), 'McMahan et al. 2017, Algorithm 1'
   ),
   'fed_nova': Algorithm(
-    _with_two_optimizers(fed_nova.build), 'Wang et al. 2020, Equation 9'
+    _build_fed_nova, 'Wang et al. 2020, Equation 9', _OWN_AGGREGATION
   ),
   'fed_prox': Algorithm(
     _with_two_optimizers(fed_prox.build),
@@ -99,10 +119,14 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     ),
   ),
   'mime': Algorithm(
-    _build_mime(lite=False), 'Karimireddy et al. 2021, Algorithm 1'
+    _build_mime(lite=False),
+    'Karimireddy et al. 2021, Algorithm 1',
+    _OWN_AGGREGATION,
   ),
   'mime_lite': Algorithm(
-    _build_mime(lite=True), 'Karimireddy et al. 2021, Algorithm 1'
+    _build_mime(lite=True),
+    'Karimireddy et al. 2021, Algorithm 1',
+    _OWN_AGGREGATION,
   ),
 }
 

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from datasets import federated_data
-from research.aggregators import rejection
+from research.aggregators import bits, rejection
 from research.runtime import registry as runtimes
 from research.tasks import task as task_lib
 from research.training import checkpoint as checkpoint_lib
@@ -98,6 +99,8 @@ def columns(task: task_lib.Task) -> tuple[str, ...]:
     'examples',
     'empty_clients',
     rejection.REJECTED,
+    bits.UPLOAD,
+    bits.DOWNLOAD,
     'client_learning_rate',
     'server_learning_rate',
   )
@@ -307,8 +310,13 @@ class TrainingLoop:
     if cohort.argument is None:
       return state, row
     output = self.process.next(state, cohort.argument)
+    row[bits.DOWNLOAD] = self._download_bits
     row.update(self._train_metrics(output.metrics))
     return output.state, row
+
+  @functools.cached_property
+  def _download_bits(self) -> int:
+    return bits.download(self.process.next)
 
   @contextlib.contextmanager
   def _preparing_ahead(self):
@@ -359,10 +367,11 @@ class TrainingLoop:
 
   def _train_metrics(self, metrics: Mapping[str, Any]) -> dict:
     metrics = tf.nest.pack_sequence_as(metrics, host_leaves(metrics))
-    train = metrics['client_work']['train']
+    train, aggregator = metrics['client_work']['train'], metrics['aggregator']
     row = {
       'examples': train['num_examples'],
-      rejection.REJECTED: metrics['aggregator'][rejection.REJECTED],
+      rejection.REJECTED: aggregator[rejection.REJECTED],
+      bits.UPLOAD: aggregator.get(bits.UPLOAD),
     }
     # Keras' mean over no examples is 0, which would look like a result.
     if train['num_examples']:

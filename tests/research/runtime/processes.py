@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from research.aggregators import rejection
+from research.aggregators import compose, rejection
+from research.aggregators import settings as aggregator_settings
 from research.algorithms import optimizers, registry
 from tests.research.runtime import equality, small_tasks
 
@@ -212,11 +213,18 @@ def _specs() -> tuple[tf.TensorSpec, ...]:
   )
 
 
+def _robust(name: str):
+  return lambda: compose.build(aggregator_settings.Settings(aggregator=name))
+
+
 # What TFF's own runtime runs. Every factory that makes no jump of its input.
 WEIGHTED = {
   'mean': tff.aggregators.MeanFactory,
   'rejection': rejection.mean,
   'robust': tff.learning.robust_aggregator,
+  'median': _robust('median'),
+  'trimmed_mean': _robust('trimmed_mean'),
+  'geometric_median': _robust('geometric_median'),
   'zeroing': lambda: tff.learning.robust_aggregator(clipping=False),
   'clipping': lambda: tff.aggregators.clipping_factory(
     _norm, tff.aggregators.MeanFactory()

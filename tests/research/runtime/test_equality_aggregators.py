@@ -18,6 +18,7 @@ from tensorflow_model_optimization.python.core.internal import (
   tensor_encoding as te,
 )
 
+from research.aggregators import compose, settings
 from tests.research.runtime import equality
 
 CLIENTS = 5
@@ -42,7 +43,30 @@ def _encoded(bits: int):
   return tff.aggregators.EncodedSumFactory(encoder)
 
 
+def _composed(**chosen):
+  chosen = {'clients_per_round': CLIENTS, **chosen}
+  return lambda: compose.build(settings.Settings(**chosen))
+
+
+_clipped = {'clipping': 'fixed', 'clip_norm': 4.0}
+PROJECT = {
+  **{
+    f'compression_{name}': _composed(compression=name)
+    for name in settings.CODECS
+  },
+  'median': _composed(aggregator='median'),
+  'trimmed_mean': _composed(aggregator='trimmed_mean'),
+  'geometric_median': _composed(aggregator='geometric_median'),
+  'krum': _composed(aggregator='krum'),
+  'multi_krum': _composed(aggregator='multi_krum', selected_clients=2),
+  'adaptive_clipping': _composed(clipping='adaptive', clip_norm=6.0),
+  'zeroing_clipping': _composed(zeroing=True, **_clipped),
+  'hadamard_qsgd': _composed(compression='qsgd', rotation='hadamard'),
+  'fourier_uniform': _composed(compression='uniform', rotation='fourier'),
+  'median_of_codes': _composed(aggregator='median', compression='stochastic'),
+}
 JUMPING = {
+  **PROJECT,
   'uniform_quantizer': lambda: _unweighted_mean(_encoded(3)),
   'discretization': lambda: _unweighted_mean(
     tff.aggregators.discretization.DiscretizationFactory(_sum(), 7.0)
@@ -52,6 +76,9 @@ JUMPING = {
   'private_sum': lambda: _private.gaussian_fixed(0.0, CLIENTS, 0.5),
 }
 SECURE = {
+  'composed_secure_sum': _composed(
+    secure_sum=True, has_uniform_weights=True, **_clipped
+  ),
   'secure_aggregator': lambda: tff.learning.secure_aggregator(),
   'secure_unweighted': lambda: tff.learning.secure_aggregator(weighted=False),
   'secure_sum': lambda: tff.aggregators.SecureSumFactory(4.0, -4.0),
@@ -97,10 +124,11 @@ def _case(build) -> equality.Case:
 
 
 def _pairs():
-  """Each aggregator with two plans, in turn."""
-  names = [*JUMPING, *SECURE]
+  """Each aggregator with a plan, TFF's with two, in turn."""
   turn = itertools.cycle(equality.PLANS)
-  return [(name, next(turn)) for name in names for _ in range(2)]
+  for name in [*JUMPING, *SECURE]:
+    for _ in range(1 if name in PROJECT else 2):
+      yield name, next(turn)
 
 
 @pytest.fixture(scope='module')
@@ -123,6 +151,13 @@ def expected(stock_runtime):
 
 @pytest.mark.parametrize('name, plan', _pairs())
 def test_results_on_equal_inputs_are_equal(expected, name, plan):
+  equality.check(*expected(name), plan)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('plan', equality.PLANS)
+@pytest.mark.parametrize('name', [*PROJECT, 'composed_secure_sum'])
+def test_each_of_the_project_in_every_plan(expected, name, plan):
   equality.check(*expected(name), plan)
 
 
