@@ -137,7 +137,9 @@ def outcome(
 def write_ledger(path: str, row: dict) -> None:
   """Replaces the target's row in the ledger, or adds it."""
   file = pathlib.Path(path)
-  rows = pd.read_csv(file) if file.exists() else pd.DataFrame()
+  # As text: what stays keeps its digits.
+  as_text = {'dtype': str, 'keep_default_na': False}
+  rows = pd.read_csv(file, **as_text) if file.exists() else pd.DataFrame()
   if len(rows):
     rows = rows[rows['target'] != row['target']]
   table = pd.concat([rows, pd.DataFrame([row])]).sort_values('target')

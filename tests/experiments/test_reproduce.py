@@ -75,11 +75,15 @@ def test_outcome_gives_mean_deviation_and_verdict():
 def test_ledger_keeps_one_row_per_target(tmp_path):
   path = tmp_path / 'results.csv'
   paper_targets.write_ledger(path, {'target': 'b', 'rounds_mean': 1.0})
+  # A number whose last digit a careless reader loses, and an empty cell.
+  exact = {'target': 'c', 'rounds_mean': 25.555555555555557, 'spread': None}
+  paper_targets.write_ledger(path, exact)
   paper_targets.write_ledger(path, {'target': 'a', 'rounds_mean': 2.0})
   paper_targets.write_ledger(path, {'target': 'b', 'rounds_mean': 3.0})
   table = pd.read_csv(path)
-  assert list(table['target']) == ['a', 'b']
-  assert list(table['rounds_mean']) == [2.0, 3.0]
+  assert list(table['target']) == ['a', 'b', 'c']
+  assert list(table['rounds_mean'])[:2] == [2.0, 3.0]
+  assert 'c,25.555555555555557,\n' in path.read_text()
 
 
 def test_the_command_runs_seeds_and_writes_the_ledger(tmp_path):
