@@ -4,8 +4,8 @@
     --target=mcmahan2017/table2_mnist_cnn_iid --seeds=0,1,2
 
 A target is a flag file in experiments/papers; its first lines say what the
-paper reports. Each seed is a run of its own, which ends once it has reached
-the paper's value and is resumed where it stopped. The outcome goes into the
+paper reports. Each seed is a run of its own, which ends once it has the paper's
+value or round and is resumed where it stopped. The outcome goes into the
 ledger, experiments/papers/results.csv.
 """
 
@@ -39,9 +39,8 @@ _EXTRA = flags.DEFINE_multi_string(
 _POLL_SECONDS = 2.0
 
 
-def _rounds(target: paper_targets.Target, csv: pathlib.Path) -> float | None:
-  rows = metrics.read(csv) if csv.exists() else []
-  return paper_targets.rounds_to_target(rows, target.metric, target.target)
+def _number(target: paper_targets.Target, csv: pathlib.Path) -> float | None:
+  return target.number(metrics.read(csv) if csv.exists() else [])
 
 
 def _run(command: list[str], enough: Callable[[], bool]) -> None:
@@ -83,7 +82,7 @@ def train(
     seed: Of the run.
 
   Returns:
-    Rounds to the target, or None; and the commit that the run started from.
+    What `Target.number` says; and the commit that the run started from.
 
   Raises:
     SystemExit: If the run fails; it has said why.
@@ -101,15 +100,15 @@ def train(
     f'--experiment_name={name}',
     *_EXTRA.value,
   ]
-  if _rounds(target, csv) is None:
-    _run(command, enough=lambda: _rounds(target, csv) is not None)
-  if _rounds(target, csv) is not None:
-    print(f'seed {seed}: reached {target.metric} >= {target.target}.')
+  if _number(target, csv) is None:
+    _run(command, enough=lambda: _number(target, csv) is not None)
+  if _number(target, csv) is not None:
+    print(f'seed {seed}: {target.question}: {_number(target, csv):.4g}')
     # Trains no more; exports, and refuses a directory that has other flags.
     last_round = metrics.read(csv)[-1]['round']
     _run([*command, f'--total_rounds={last_round}'], enough=lambda: False)
   config = run_directory.RunDirectory.existing(run_dir).read_config()
-  return _rounds(target, csv), config['git_revision']
+  return _number(target, csv), config['git_revision']
 
 
 def main(argv: Sequence[str]) -> None:
@@ -127,9 +126,9 @@ def main(argv: Sequence[str]) -> None:
     )
   with interrupts.exit_tidily('The same command goes on with the runs.'):
     runs = {seed: train(target, seed) for seed in map(int, _SEEDS.value)}
-  rounds = {seed: reached for seed, (reached, _) in runs.items()}
+  numbers = {seed: number for seed, (number, _) in runs.items()}
   revisions = {str(revision) for _, revision in runs.values()}
-  row = paper_targets.outcome(target, rounds, ' '.join(sorted(revisions)))
+  row = paper_targets.outcome(target, numbers, ' '.join(sorted(revisions)))
   paper_targets.write_ledger(_LEDGER.value, row)
   for name, value in row.items():
     print(f'{name:<18}{value}')

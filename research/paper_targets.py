@@ -12,15 +12,17 @@ from research.training import atomic
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """A paper's number: the rounds until a metric reaches a value.
+  """A paper's number: the rounds to a value of a metric, or its value.
 
   Attributes:
     name: The flag file below the folder of papers, without its ending.
     paper: Where the number is.
     metric: Column of metrics.csv.
-    target: The value to reach.
-    paper_rounds: Rounds that the paper reports.
-    tolerance: Relative deviation in rounds that counts as reproduced.
+    target: The value to reach, or that the paper reports at `at_round`.
+    paper_rounds: Rounds to the target that the paper reports, or None.
+    at_round: The round whose value is compared, if `paper_rounds` is None.
+    tolerance: Deviation that counts as reproduced: relative in rounds, absolute
+      in the metric.
     provenance: How the paper's number is known.
     flag_file: The flag file of the runs.
   """
@@ -29,10 +31,37 @@ class Target:
   paper: str
   metric: str
   target: float
-  paper_rounds: float
+  paper_rounds: float | None
+  at_round: int | None
   tolerance: float
   provenance: str
   flag_file: pathlib.Path
+
+  @property
+  def paper_number(self) -> float:
+    """What the paper reports: rounds or a value."""
+    return self.target if self.paper_rounds is None else self.paper_rounds
+
+  @property
+  def question(self) -> str:
+    """What the number is."""
+    if self.paper_rounds is None:
+      return f'{self.metric} at round {self.at_round}'
+    return f'rounds to {self.metric} >= {self.target}'
+
+  def number(self, rows: Sequence[dict]) -> float | None:
+    """What a run reached.
+
+    Args:
+      rows: Rows of its metrics.csv.
+
+    Returns:
+      Rounds or a value as in the paper; None if the run has not come so far.
+    """
+    if self.paper_rounds is None:
+      found = [r[self.metric] for r in rows if r['round'] == self.at_round]
+      return found[0] if found else None
+    return rounds_to_target(rows, self.metric, self.target)
 
 
 def read_target(papers: pathlib.Path, name: str) -> Target:
@@ -63,13 +92,17 @@ def read_target(papers: pathlib.Path, name: str) -> Target:
     if line.startswith('#')
   ]
   said = {key.strip(): value.strip() for key, _, value in comments}
+  rounds, at_round = said.get('paper_rounds'), said.get('at_round')
+  if (rounds is None) == (at_round is None):
+    raise ValueError(f'{path} needs the comment paper_rounds or at_round.')
   try:
     return Target(
       name=name,
       paper=said['paper'],
       metric=said['metric'],
       target=float(said['target']),
-      paper_rounds=float(said['paper_rounds']),
+      paper_rounds=None if rounds is None else float(rounds),
+      at_round=None if at_round is None else int(at_round),
       tolerance=float(said['tolerance']),
       provenance=said['provenance'],
       flag_file=path,
@@ -106,30 +139,35 @@ def rounds_to_target(
 
 
 def outcome(
-  target: Target, rounds: dict[int, float | None], git_revision: str | None
+  target: Target, numbers: dict[int, float | None], git_revision: str | None
 ) -> dict:
-  """Returns the ledger's row: the paper's number and ours with its spread."""
-  reached = [value for value in rounds.values() if value is not None]
-  all_reached = len(reached) == len(rounds)
+  """Returns the ledger's row: the paper's number and ours with its spread.
+
+  Args:
+    target: The paper's number.
+    numbers: What `Target.number` says of each seed's run.
+    git_revision: The code of the runs.
+  """
+  reached = [value for value in numbers.values() if value is not None]
+  all_reached = len(reached) == len(numbers)
   mean = statistics.fmean(reached) if all_reached else None
   deviation = statistics.stdev(reached) if len(reached) > 1 else None
-  within = all_reached and (
-    abs(mean - target.paper_rounds) <= target.tolerance * target.paper_rounds
-  )
+  allowed = target.tolerance * (target.paper_rounds or 1)
+  within = all_reached and abs(mean - target.paper_number) <= allowed
   return {
     'target': target.name,
-    'metric': f'{target.metric} >= {target.target}',
-    'paper_rounds': target.paper_rounds,
-    'rounds_mean': mean,
-    'rounds_std': deviation if all_reached else None,
-    'seeds': ' '.join(map(str, rounds)),
-    'rounds_by_seed': ' '.join(
-      'not reached' if value is None else f'{value:.1f}'
-      for value in rounds.values()
+    'number': target.question,
+    'paper': target.paper_number,
+    'mean': mean,
+    'std': deviation if all_reached else None,
+    'seeds': ' '.join(map(str, numbers)),
+    'by_seed': ' '.join(
+      'not reached' if value is None else f'{value:.4g}'
+      for value in numbers.values()
     ),
     'within_tolerance': within,
     'git_revision': git_revision,
-    'paper': target.paper,
+    'source': target.paper,
     'provenance': target.provenance,
   }
 

@@ -64,25 +64,54 @@ def test_an_unknown_target_lists_the_known_ones():
 def test_outcome_gives_mean_deviation_and_verdict():
   target = paper_targets.read_target(PAPERS, 'mcmahan2017/table2_mnist_cnn_iid')
   row = paper_targets.outcome(target, {0: 22.0, 1: 26.0, 2: 24.0}, None)
-  assert (row['rounds_mean'], row['rounds_std']) == (24.0, 2.0)
+  assert (row['mean'], row['std'], row['paper']) == (24.0, 2.0, 20)
   assert row['within_tolerance']
   assert not paper_targets.outcome(target, {0: 29.0}, None)['within_tolerance']
   missed = paper_targets.outcome(target, {0: 22.0, 1: None}, None)
-  assert missed['rounds_mean'] is None
+  assert missed['mean'] is None
   assert not missed['within_tolerance']
+
+
+def _target(tmp_path, *comments):
+  names = ('paper', 'metric', 'provenance')
+  lines = [*(f'# {name}: test_accuracy' for name in names), *comments]
+  (tmp_path / 'one.flags').write_text('\n'.join(lines))
+  return paper_targets.read_target(tmp_path, 'one')
+
+
+def test_a_value_at_a_round_is_compared_absolutely(tmp_path):
+  target = _target(
+    tmp_path, '# target: 0.8', '# tolerance: 0.015', '# at_round: 3'
+  )
+  assert target.number(rows(0.9, 0.9)) is None
+  assert target.number(rows(0.9, 0.9, 0.81)) == 0.81
+  row = paper_targets.outcome(target, {0: 0.81, 1: 0.815}, None)
+  assert row['number'] == 'test_accuracy at round 3'
+  assert row['paper'] == 0.8
+  assert row['within_tolerance']
+  outside = paper_targets.outcome(target, {0: 0.82, 1: 0.812}, None)
+  assert not outside['within_tolerance']
+
+
+@pytest.mark.parametrize(
+  'comments', [[], ['# paper_rounds: 3', '# at_round: 3']]
+)
+def test_a_flag_file_says_rounds_or_a_round(tmp_path, comments):
+  with pytest.raises(ValueError, match='paper_rounds or at_round'):
+    _target(tmp_path, '# target: 0.8', '# tolerance: 0.1', *comments)
 
 
 def test_ledger_keeps_one_row_per_target(tmp_path):
   path = tmp_path / 'results.csv'
-  paper_targets.write_ledger(path, {'target': 'b', 'rounds_mean': 1.0})
+  paper_targets.write_ledger(path, {'target': 'b', 'mean': 1.0})
   # A number whose last digit a careless reader loses, and an empty cell.
-  exact = {'target': 'c', 'rounds_mean': 25.555555555555557, 'spread': None}
+  exact = {'target': 'c', 'mean': 25.555555555555557, 'spread': None}
   paper_targets.write_ledger(path, exact)
-  paper_targets.write_ledger(path, {'target': 'a', 'rounds_mean': 2.0})
-  paper_targets.write_ledger(path, {'target': 'b', 'rounds_mean': 3.0})
+  paper_targets.write_ledger(path, {'target': 'a', 'mean': 2.0})
+  paper_targets.write_ledger(path, {'target': 'b', 'mean': 3.0})
   table = pd.read_csv(path)
   assert list(table['target']) == ['a', 'b', 'c']
-  assert list(table['rounds_mean'])[:2] == [2.0, 3.0]
+  assert list(table['mean'])[:2] == [2.0, 3.0]
   assert 'c,25.555555555555557,\n' in path.read_text()
 
 
@@ -153,7 +182,7 @@ def test_a_seed_ends_once_it_has_reached_the_target(tmp_path):
   assert sizes[0] == sizes[1] < 1_000_000
   assert (run_dir / 'model' / 'saved_model.pb').is_file()
   (row,) = pd.read_csv(tmp_path / 'ledger').to_dict('records')
-  assert 0 < float(row['rounds_by_seed']) < 1000
+  assert 0 < float(row['by_seed']) < 1000
 
 
 def test_a_failing_run_ends_the_command():
