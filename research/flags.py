@@ -145,9 +145,9 @@ class OptimizerFlags:
       schedules.KINDS,
       'Its learning rate by round.',
     )
-    text = 'Rounds over which the schedule decays.'
+    text = 'Rounds over which the schedule decays; of plateau, its patience.'
     define('integer', f'{rate}_decay_rounds', None, text, lower_bound=1)
-    text = 'Factor per decay_rounds (exponential).'
+    text = 'Factor per decay_rounds (exponential), or per plateau.'
     define('float', f'{rate}_decay_rate', None, text, lower_bound=0.0)
     text = 'Rounds of linear warm-up.'
     define('integer', f'{rate}_warmup_rounds', 0, text, lower_bound=0)

@@ -192,6 +192,8 @@ class TrainingLoop:
     self._sampler = sampler
     self._ahead: concurrent.futures.Executor | None = None
     self._prepared: dict[int, concurrent.futures.Future] = {}
+    # By round, as float32: what metrics.csv gives back to a resumed run.
+    self._losses: dict[int, np.float32] = {}
 
   def restore(self) -> tuple[int, Any]:
     """Returns the newest good checkpoint's round and state, or 0 and a new one.
@@ -248,6 +250,8 @@ class TrainingLoop:
         f'checkpoint is of round {done}: rows are missing. Restore the file, '
         'or choose another --experiment_name.'
       )
+    for row in metrics_lib.read(metrics_csv.path):
+      self._remember_loss(row)
     with self._preparing_ahead():
       return self._train(start, metrics_csv, timing_csv, trackers, progress)
 
@@ -312,7 +316,13 @@ class TrainingLoop:
     output = self.process.next(state, cohort.argument)
     row[bits.DOWNLOAD] = self._download_bits
     row.update(self._train_metrics(output.metrics))
+    self._remember_loss(row)
     return output.state, row
+
+  def _remember_loss(self, row: Mapping[str, Any]) -> None:
+    loss = row.get('train_loss')
+    if loss is not None:
+      self._losses[row['round']] = np.float32(loss)
 
   @functools.cached_property
   def _download_bits(self) -> int:
@@ -355,7 +365,10 @@ class TrainingLoop:
     )
 
   def _apply_schedule(self, state: Any, round_num: int, row: dict) -> Any:
-    rates = {part: rule(round_num) for part, rule in self._schedule.items()}
+    losses = [self._losses.get(before) for before in range(1, round_num)]
+    rates = {
+      part: rule(round_num, losses) for part, rule in self._schedule.items()
+    }
     row['client_learning_rate'] = rates.get('client_work')
     row['server_learning_rate'] = rates['finalizer']
     if all(rule.is_constant for _, rule in self._schedule.items()):

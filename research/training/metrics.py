@@ -58,6 +58,11 @@ class MetricsCsv:
     self._keep(found, limit=None)
 
   @property
+  def path(self) -> pathlib.Path:
+    """The file."""
+    return self._path
+
+  @property
   def last_round(self) -> int:
     """The round of the last row, or -1 when there is none."""
     return self._last_round

@@ -319,6 +319,36 @@ def test_learning_rate_schedules_reach_clients_and_server(
   np.testing.assert_allclose(trained, weights, atol=1e-6)
 
 
+def test_plateaus_are_remembered_across_a_resume(stock_runtime, tmp_path):
+  schedule = loop.Schedules(
+    schedules.Schedule(0.05, 'plateau', decay_rounds=1, decay_rate=0.5),
+    schedules.Schedule(1.0),
+  )
+  found = {}
+  for name, ends in (('whole', [8]), ('resumed', [3, 8])):
+    directory = tmp_path / name
+    directory.mkdir()
+    for total_rounds in ends:
+      config = dataclasses.replace(
+        CONFIG, total_rounds=total_rounds, clients_per_round=1
+      )
+      training_loop = make_loop(
+        stock_runtime,
+        directory,
+        toy.random_clients((7, 4, 12, 5)),
+        config=config,
+        schedule=schedule,
+      )
+      run(training_loop, directory)
+    rows = metrics.read(directory / 'metrics.csv')
+    found[name] = [(r['train_loss'], r['client_learning_rate']) for r in rows]
+  assert found['resumed'] == found['whole']
+  losses, rates = zip(*found['whole'], strict=True)
+  plateaus = sum(b >= min(losses[:i]) for i, b in enumerate(losses[:-1]) if i)
+  assert 1 <= plateaus <= 5
+  assert rates[-1] == pytest.approx(0.05 * 0.5**plateaus)
+
+
 def test_a_checkpoint_of_another_model_is_refused(stock_runtime, tmp_path):
   manager = checkpoint.CheckpointManager(tmp_path / 'checkpoints')
   manager.save(1, [np.zeros([2, 1], np.float32)])
