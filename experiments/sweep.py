@@ -63,7 +63,7 @@ _SCORE = flags.DEFINE_enum(
   'score', results.LAST, results.SCORES, "A run's last or best value."
 )
 _PROCESSES = flags.DEFINE_integer(
-  'processes', 1, 'Runs at once; they share out the cores.', lower_bound=1
+  'processes', 1, 'Runs at once, which share out the cores.', lower_bound=1
 )
 _ROOT = flags.DEFINE_string('root_output_dir', 'runs', 'Folder of all runs.')
 _NAME = flags.DEFINE_string('experiment_name', 'sweep', 'Folder of the sweep.')

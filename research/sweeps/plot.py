@@ -203,7 +203,7 @@ def _points(fig, axes, dimensions, found, criterion) -> None:
   y = np.array(_coordinates(axes, 'y', down, ended))
   good = np.array([r.status == 'finished' for r in ended])
   colours = _colours(found, criterion)
-  means = [r.mean for r in ended if r.status == 'finished']
+  means = np.array([r.mean for r in ended if r.status == 'finished'])
   axes.scatter(x[good], y[good], 60, colours.to_rgba(means), edgecolors='black')
   axes.scatter(x[~good], y[~good], 50, 'black', marker='x')
   best = results_lib.best_index(ended, criterion)

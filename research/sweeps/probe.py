@@ -95,7 +95,8 @@ def describe(
       )
   _parse(module, shared, '--extra_flag: ')
   for name in _INSTEAD:
-    if name != 'from_config' and flags.FLAGS[name].present:
+    given = name in flags.FLAGS and flags.FLAGS[name].present
+    if name != 'from_config' and given:
       raise flags.IllegalFlagValueError(
         f'--extra_flag sets --{name}: {_INSTEAD[name]}.'
       )

@@ -117,8 +117,7 @@ class Result:
   @property
   def mean(self) -> float:
     """Mean over seeds; NaN if one diverged or has no result."""
-    values = [math.nan if v is None else v for v in self.scores.values()]
-    return float(np.mean(values))
+    return float(np.mean([_or_nan(v) for v in self.scores.values()]))
 
   @property
   def deviation(self) -> float | None:
@@ -153,7 +152,7 @@ def table(results: Sequence[Result], criterion: Criterion) -> pd.DataFrame:
       'cell': index,
       **result.cell,
       f'{criterion.metric}_mean': result.mean,
-      f'{criterion.metric}_std': result.deviation,
+      f'{criterion.metric}_std': _or_nan(result.deviation),
       'seeds': ' '.join(map(str, result.scores)),
       'values': ' '.join(map(_shown, result.scores.values())),
       'status': result.status,
@@ -162,6 +161,10 @@ def table(results: Sequence[Result], criterion: Criterion) -> pd.DataFrame:
     for index, result in enumerate(results)
   ]
   return pd.DataFrame(rows)
+
+
+def _or_nan(value: float | None) -> float:
+  return math.nan if value is None else value
 
 
 def _shown(score: float | None) -> str:

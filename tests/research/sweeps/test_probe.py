@@ -44,7 +44,7 @@ def test_types_values_and_lines(tmp_path):
     ((), {'client_lr': ['1']}, 'emnist has no flag --client_lr'),
     ((), {'client_learning_rat': ['1']}, 'did you mean client_learning_rate'),
     ((), {'client_learning_rate': ['1', 'x']}, '--client_learning_rate=x'),
-    ((), {'client_learning_rate': ['-1']}, 'lower than 0'),
+    ((), {'client_learning_rate': ['-1']}, 'non-negative'),
     ((), {'clients_per_round': ['2.5']}, '--clients_per_round=2.5'),
     ((), {'model': ['cnn']}, r'--model=cnn: value should be one of'),
     ((), {'seed': ['1']}, 'use --seeds'),

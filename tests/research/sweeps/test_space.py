@@ -128,5 +128,6 @@ def test_neighbours_are_near_and_inside():
   cells = [near.near({'lr': '10'}, rng) for _ in range(500)]
   positions = near.features(cells)[:, 0]
   assert positions.max() == 1.0
-  # Half of a normal distribution of deviation 0.1 is below the end.
-  assert 0.04 < np.mean(1 - positions) < 0.06
+  # A normal distribution of deviation 0.1 cut off at its middle is, on average,
+  # 0.1 / sqrt(2 pi) below; five standard errors are 0.013.
+  assert np.mean(1 - positions) == pytest.approx(0.0399, abs=0.013)

@@ -66,7 +66,7 @@ def test_a_grid_with_failures_goes_on_where_it_stopped(tmp_path, capsys):
   (tmp_path / 'runs' / 'fail').touch()
   grid = ('x=1,7,9,3',)
   sweep = start(tmp_path, *grid, seeds=(0, 4))
-  text = run(sweep)
+  text = run(sweep, number=1)
   logs = [f'{tmp_path}/logs/cell_001_seed{seed}.log' for seed in (0, 4)]
   assert sweep.failed() == logs
   lines = capsys.readouterr().out.splitlines()
