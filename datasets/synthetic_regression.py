@@ -151,9 +151,12 @@ def load_fedprox(
   lognormal(4, 2) examples, of which a fifth are for tests. As in the generator
   alpha and beta are standard deviations. The draws are ours.
 
+  u_k moves all classes' logits alike and so changes no label: what alpha
+  controls in this paper's data is the true weights, not the examples.
+
   Args:
-    alpha: How much the clients' true weights differ.
-    beta: How much their features differ.
+    alpha: How much the mean of the clients' true weights differs.
+    beta: How much the mean of their features differs.
     clients: How many; 30 in the paper.
     seed: Decides everything.
 

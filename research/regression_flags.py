@@ -90,7 +90,7 @@ class DataFlags:
     )
     own = {'client_column', 'split_column', 'test_fraction'}
     if dataset != 'file':
-      refuse_unused([*own, 'target_columns'], f'by --dataset={dataset}')
+      refuse_unused([*sorted(own), 'target_columns'], f'by --dataset={dataset}')
     form = {name: FLAGS[f'synthetic_{name}'].value for name in _SYNTHETIC}
     if form['clients'] is None:
       form['clients'] = 30 if dataset == 'synthetic_classes' else 20

@@ -259,37 +259,64 @@ def fit(
     family, split, preprocess, num_features, num_predictors
   )
   datasets = _datasets(split)
-  # A square has the derivative 2: the linear family's loss has no 1/2.
-  penalty = l2_penalty * (1 if family == 'linear' else 2)
-  penalised = np.ones([num_features + 1, num_predictors])
-  penalised[-1] = 0
 
   def sums(weights):
     return {k: np.asarray(v) for k, v in computation(weights, datasets).items()}
 
   weights = np.zeros([num_features + 1, num_predictors])
-  found = sums(weights)
   if family == 'poisson':
+    found = sums(weights)
     # At zero every mean is 1: the gradient says what the mean count is.
     mean = 1 - found['gradient'][-1] / found['num_examples']
     weights[-1] = np.log(np.maximum(mean, 1e-6))
-    found = sums(weights)
+  # A square has the derivative 2: the linear family's loss has no 1/2.
+  penalty = np.full_like(weights, l2_penalty * (1 if family == 'linear' else 2))
+  penalty[-1] = 0
+  # A quadratic is solved by one step; more would chase rounding errors.
+  enough = 1 if family == 'linear' else None
+  weights, found, slope = _newton(sums, weights, penalty, enough)
+  if found is None:
+    raise FitError(
+      f'Newton steps for {family} regression do not converge: the largest '
+      f'slope is {slope:.2g}. Classes that the features separate, or counts '
+      'that are all zero, have no best weights; a penalty gives them some.'
+    )
+  covariance = None if l2_penalty else _covariance(family, found)
+  return Fit(weights, covariance, float(found['num_examples']))
+
+
+def _newton(
+  sums: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+  weights: np.ndarray,
+  penalty: np.ndarray,
+  enough: int | None,
+) -> tuple[np.ndarray, Mapping[str, np.ndarray] | None, float]:
+  """Takes Newton steps, shortened where one is too long.
+
+  Args:
+    sums: Of `likelihood_sums` at given weights.
+    weights: Where to start.
+    penalty: The second derivative of the penalty by weight.
+    enough: Steps after which to stop in any case, if that is known.
+
+  Returns:
+    The weights, the sums there (None if the steps do not converge), and the
+    largest slope.
+  """
 
   def slope(weights, found):
-    mean = found['gradient'] / found['num_examples']
-    return mean + penalty * penalised * weights
+    return found['gradient'] / found['num_examples'] + penalty * weights
 
+  found = sums(weights)
   for taken in range(_NEWTON_STEPS):
     gradient = slope(weights, found)
-    hessian = _matrix(found) / found['num_examples']
-    hessian = hessian + np.diag(penalty * penalised.ravel())
+    largest = float(np.abs(gradient).max())
+    hessian = _matrix(found) / found['num_examples'] + np.diag(penalty.ravel())
     step = np.linalg.lstsq(hessian, gradient.ravel(), rcond=_SINGULAR)[0]
     step = step.reshape(weights.shape)
     small = np.abs(step).max() <= _TOLERANCE * max(1, np.abs(weights).max())
-    # A quadratic is solved by one step; more would chase rounding errors.
-    if small or (family == 'linear' and taken):
-      covariance = None if l2_penalty else _covariance(family, found)
-      return Fit(weights, covariance, float(found['num_examples']))
+    if small or taken == enough:
+      return weights, found, largest
     # The norm of a gradient falls along a Newton step, if not at its end.
     for _ in range(_HALVINGS):
       following = sums(weights - step)
@@ -300,12 +327,7 @@ def fit(
     else:
       break
     weights, found = weights - step, following
-  raise FitError(
-    f'Newton steps for {family} regression do not converge: the largest slope '
-    f'is {np.abs(slope(weights, found)).max():.2g}. Classes that the features '
-    'separate, or counts that are all zero, have no best weights; a penalty '
-    'gives them some.'
-  )
+  return weights, None, largest
 
 
 def _matrix(found: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -107,9 +107,8 @@ def test_a_pickle_that_runs_something_is_refused(tmp_path, monkeypatch):
     real_tables.load('exam', str(tmp_path))
 
 
-def test_frames_are_read():
-  content = lzma.compress(pickle.dumps(frame(), protocol=4))
-  unpickled = real_tables._FrameUnpickler(io.BytesIO(lzma.decompress(content)))
+def test_only_parts_of_frames_are_unpickled():
+  unpickled = real_tables._FrameUnpickler(io.BytesIO())
   unpickled.find_class('pandas.core.frame', 'DataFrame')
   with pytest.raises(pickle.UnpicklingError, match='os.system'):
     unpickled.find_class('os', 'system')

@@ -98,11 +98,11 @@ def test_fedprox_has_the_form_of_the_paper():
   )
 
 
-def test_fedprox_clients_are_more_unlike_with_alpha_and_beta():
+def test_fedprox_clients_are_more_unlike_with_beta_and_not_with_alpha():
   """A client's most common class has a larger share of its examples."""
 
-  def share(parameter):
-    data = synthetic.load_fedprox(parameter, parameter, clients=100)
+  def share(beta):
+    data = synthetic.load_fedprox(0.0, beta, clients=100)
     return np.mean(
       [
         np.bincount(data.train.client(c)['y']).max() / n
@@ -111,6 +111,10 @@ def test_fedprox_clients_are_more_unlike_with_alpha_and_beta():
     )
 
   assert 0.2 < share(0.0) < share(3.0)
+  one, other = (synthetic.load_fedprox(alpha, 1.0) for alpha in (0.0, 1.0))
+  np.testing.assert_array_equal(
+    one.train.pooled()['y'], other.train.pooled()['y']
+  )
 
 
 @pytest.mark.parametrize(
