@@ -101,7 +101,7 @@ def test_the_adaptive_norm_moves_as_in_its_paper():
 
 
 RANDOM = {
-  'stochastic': {},
+  'stochastic': {'compression_bits': 2, 'rotation': 'hadamard'},
   'qsgd': {'compression_bits': 2, 'rotation': 'fourier'},
   'eden': {},
 }
@@ -264,7 +264,7 @@ SECURE = {
     ),
     (
       {'aggregator': 'krum', 'byzantine_clients': 4},
-      'at least 2 f + 3 = 11, given 10',
+      r'at least 2 f \+ 3 = 11, given 10',
     ),
     ({'aggregator': 'multi_krum'}, 'between 1 and .* = 9, given None'),
     (
