@@ -17,6 +17,7 @@ from research.aggregators import (
   settings,
 )
 from research.algorithms import optimizers, registry
+from research.runtime import in_process as in_process_lib
 from tests import toy
 from tests.research.aggregators import aggregation
 from tests.research.runtime import equality
@@ -195,6 +196,16 @@ def test_algorithms_use_the_aggregator_or_refuse_its_flags(algorithm):
   measured = f'{bits.UPLOAD}=int64' in metrics.compact_representation()
   unused = registry.ALGORITHMS[algorithm].unused_flags
   assert measured == ('aggregator' not in unused)
+
+
+def test_room_for_updates_is_no_part_of_the_model():
+  with in_process_lib.InProcessRuntime(device='cpu') as runtime:
+    mean, median = (
+      equality.decisions(runtime, learning_process('fed_avg', factory).next)
+      for factory in (build(), build(aggregator='median'))
+    )
+  assert mean[0].reason == median[0].reason
+  assert 'values per client' in mean[0].reason
 
 
 def test_the_secure_mean_is_within_half_a_step():
