@@ -4,6 +4,7 @@ import collections
 from collections.abc import Callable
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_federated as tff
 
 from research import compat
@@ -84,7 +85,11 @@ class MeasureUploadFactory(tff.aggregators.WeightedAggregationFactory):
 
   def create(self, value_type, weight_type):
     process = self._inner.create(value_type, weight_type)
-    upload_bits = np.int64(self._upload_bits(value_type))
+    number = self._upload_bits(value_type)
+
+    @tff.tensorflow.computation
+    def upload_bits():
+      return tf.constant(number, tf.int64)
 
     @tff.federated_computation(
       process.initialize.type_signature.result,
@@ -98,7 +103,7 @@ class MeasureUploadFactory(tff.aggregators.WeightedAggregationFactory):
         (name, found[name])
         for name, _ in compat.iter_elements(found.type_signature.member)
       )
-      measurements[UPLOAD] = tff.federated_value(upload_bits, tff.SERVER)
+      measurements[UPLOAD] = tff.federated_eval(upload_bits, tff.SERVER)
       return tff.templates.MeasuredProcessOutput(
         output.state, output.result, tff.federated_zip(measurements)
       )

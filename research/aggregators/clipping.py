@@ -1,7 +1,7 @@
 """Bounds on the norms of the clients' updates, by TFF's factories.
 
 Clipping to a fixed norm is the norm bounding of Sun et al. 2019, "Can You
-Really Backdoor Federated Learning?", arXiv:1911.07963, Section 4.
+Really Backdoor Federated Learning?", arXiv:1911.07963.
 """
 
 import math

@@ -65,7 +65,7 @@ def geometric_median(iterations: int) -> Rule:
   """RFA: the smoothed Weiszfeld algorithm for the geometric median.
 
   Pillutla et al. 2022, "Robust Aggregation for Federated Learning",
-  arXiv:1912.13445, Algorithm 2, with the smoothing 1e-6. It starts at the
+  arXiv:1912.13445, with the smoothing 1e-6. It starts at the
   median of each coordinate: from the mean, a single huge update costs an
   iteration per factor of its size, and from zero, a client that sends zero
   holds it there.

@@ -67,7 +67,9 @@ class FixedPointSumFactory(tff.aggregators.UnweightedAggregationFactory):
       def convert(tensor):
         scaled = tf.round(tf.cast(tensor, tf.float64) / self._bound * levels)
         cut = tf.clip_by_value(scaled, -levels, levels)
-        return tf.cast(cut, tf.int64) % modulus, tf.reduce_any(cut != scaled)
+        return tf.cast(cut, tf.int64) % modulus, tf.reduce_any(
+          tf.not_equal(cut, scaled)
+        )
 
       parts = [convert(tensor) for tensor in tf.nest.flatten(value)]
       integers = tf.nest.pack_sequence_as(value, [part[0] for part in parts])

@@ -190,10 +190,17 @@ def _convolves_on_cpu(ops: Sequence[str], options: Options) -> bool:
 
 def parameters(client_pass: program.ClientPass) -> int:
   """How many values the server sends to each client."""
+  # Where accumulators start is not sent.
+  zeros = {
+    ref
+    for reduction in client_pass.reductions
+    if isinstance(reduction, program.Aggregate)
+    for ref in reduction.zeros
+  }
   return sum(
     _size(ref.type_signature)
     for ref in client_pass.shared
-    if isinstance(ref.type_signature, tff.TensorType)
+    if isinstance(ref.type_signature, tff.TensorType) and ref not in zeros
   )
 
 

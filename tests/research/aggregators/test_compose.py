@@ -17,6 +17,7 @@ from research.aggregators import (
   settings,
 )
 from research.algorithms import optimizers, registry
+from research.runtime import in_process as in_process_lib
 from tests import toy
 from tests.research.aggregators import aggregation
 from tests.research.runtime import equality
@@ -101,7 +102,7 @@ def test_the_adaptive_norm_moves_as_in_its_paper():
 
 
 RANDOM = {
-  'stochastic': {},
+  'stochastic': {'compression_bits': 2, 'rotation': 'hadamard'},
   'qsgd': {'compression_bits': 2, 'rotation': 'fourier'},
   'eden': {},
 }
@@ -197,6 +198,16 @@ def test_algorithms_use_the_aggregator_or_refuse_its_flags(algorithm):
   assert measured == ('aggregator' not in unused)
 
 
+def test_room_for_updates_is_no_part_of_the_model():
+  with in_process_lib.InProcessRuntime(device='cpu') as runtime:
+    mean, median = (
+      equality.decisions(runtime, learning_process('fed_avg', factory).next)
+      for factory in (build(), build(aggregator='median'))
+    )
+  assert mean[0].reason == median[0].reason
+  assert 'values per client' in mean[0].reason
+
+
 def test_the_secure_mean_is_within_half_a_step():
   factory = build(
     secure_sum=True,
@@ -264,7 +275,7 @@ SECURE = {
     ),
     (
       {'aggregator': 'krum', 'byzantine_clients': 4},
-      'at least 2 f + 3 = 11, given 10',
+      r'at least 2 f \+ 3 = 11, given 10',
     ),
     ({'aggregator': 'multi_krum'}, 'between 1 and .* = 9, given None'),
     (

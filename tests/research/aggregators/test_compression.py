@@ -98,7 +98,7 @@ def test_qsgd_is_its_reference():
   uniform = tf.random.stateless_uniform([3], seed, alg='philox').numpy()
   norm, expected = np.linalg.norm(THREE), []
   for x, u in zip(THREE, uniform, strict=True):
-    # Equation (3) of the paper: level l or l + 1 of s.
+    # The paper's Q_s: level l or l + 1 of s.
     position = abs(x) / norm * 7
     level = math.floor(position)
     level += u < position - level
