@@ -1,5 +1,6 @@
 """Parts together: order, bits, seeds, clipping, refusals, and the tables."""
 
+import collections
 import math
 import pathlib
 
@@ -13,6 +14,7 @@ from research.aggregators import (
   compatibility,
   compose,
   refusals,
+  rejection,
   secure,
   settings,
 )
@@ -177,13 +179,15 @@ def test_download_bits_are_what_is_broadcast(algorithm, chosen, expected):
 
 def learning_process(algorithm, factory):
   task = toy.linear_task(toy.random_clients())
-  return registry.ALGORITHMS[algorithm].build(
+  chosen = registry.ALGORITHMS[algorithm]
+  return chosen.build(
     task.model_fn,
     registry.Settings(
       optimizers.build('sgd', 0.1),
       optimizers.build('sgd', 1.0),
       tff.learning.ClientWeighting.UNIFORM,
       tff.learning.LoopImplementation.DATASET_REDUCE,
+      hparams=chosen.hparams,
       model_aggregator=factory,
     ),
   )
@@ -191,11 +195,40 @@ def learning_process(algorithm, factory):
 
 @pytest.mark.parametrize('algorithm', registry.ALGORITHMS)
 def test_algorithms_use_the_aggregator_or_refuse_its_flags(algorithm):
-  process = learning_process(algorithm, build(aggregator='median'))
-  metrics = process.next.type_signature.result.metrics.member
-  measured = f'{bits.UPLOAD}=int64' in metrics.compact_representation()
+  created = []
+
+  class Spy(rejection.CountRejectedFactory):
+    def create(self, *types):
+      created.append(types)
+      return super().create(*types)
+
+  learning_process(algorithm, Spy(tff.aggregators.MeanFactory()))
   unused = registry.ALGORITHMS[algorithm].unused_flags
-  assert measured == ('aggregator' not in unused)
+  assert bool(created) == ('aggregator' not in unused)
+
+
+@pytest.mark.parametrize(
+  'algorithm, expected',
+  [
+    ('fed_avg', 96),
+    # The update and the sum of its steps; the update and a gradient.
+    ('fed_nova', 96 + 32),
+    ('fed_prox', 96),
+    ('mime', 2 * 96),
+    ('mime_lite', 2 * 96),
+  ],
+)
+def test_upload_bits_of_algorithms(algorithm, expected):
+  process = learning_process(algorithm, build())
+  clients = toy.random_clients()
+  data = [
+    tf.data.Dataset.from_tensor_slices(
+      collections.OrderedDict(x=x, y=y[:, np.newaxis])
+    ).batch(4)
+    for x, y in clients.values()
+  ]
+  output = process.next(process.initialize(), data)
+  assert output.metrics['aggregator'][bits.UPLOAD] == expected
 
 
 def test_room_for_updates_is_no_part_of_the_model():
