@@ -92,7 +92,7 @@ class Record:
       differences += [
         f'--{name}: was {was}, now {now}'
         for name, was in dataclasses.asdict(old).items()
-        if (now := getattr(self.criterion, name)) not in (None, was)
+        if was and (now := getattr(self.criterion, name)) not in (None, was)
       ]
     cells = saved['cells']
     missing = [cell for cell in cells if cell not in self.cells]
