@@ -142,8 +142,9 @@ def _product():
   """
   kinds = {'keras': False, 'functional': True}
   found = {
-    **processes.project(),
+    **processes.project(processes.FROM_TFF),
     **processes.project(processes.FROM_TFF, MODELS, kinds.values(), ('adam',)),
+    **processes.local(MODELS),
     **processes.local(MODELS),
     **processes.others(),
   }
