@@ -145,7 +145,6 @@ def _product():
     **processes.project(processes.FROM_TFF),
     **processes.project(processes.FROM_TFF, MODELS, kinds.values(), ('adam',)),
     **processes.local(MODELS),
-    **processes.local(MODELS),
     **processes.others(),
   }
   for kind, is_functional in kinds.items():
