@@ -108,7 +108,7 @@ class Record:
     self.extended_by = len(new)
     self.cells = [*cells, *new]
     self._runs = saved['runs']
-    if self.settings.search == search.BAYESIAN:
+    if self.settings.search == search.BAYESIAN and old.metric:
       self.criterion = old
 
   def save(self) -> None:
