@@ -22,7 +22,7 @@ from models import linear
 # Bounds the memory of a client's second derivatives.
 _BATCH_SIZE = 256
 _NEWTON_STEPS = 25
-_HALVINGS = 30
+_HALVINGS = 10
 # The last step's share of the weights.
 _TOLERANCE = 1e-8
 # Below this share of the largest eigenvalue a direction is not determined.

@@ -26,6 +26,7 @@ def make_task(
   """What saved_model, parity and model_card use of a Task."""
   return types.SimpleNamespace(
     name='tiny',
+    data=types.SimpleNamespace(feature_names=(), target_names=()),
     kind=kind,
     class_names=tuple(str(i) for i in range(num_classes)),
     build_keras_model=lambda: emnist.build(

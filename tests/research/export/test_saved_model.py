@@ -146,7 +146,7 @@ def test_reconstruction(tmp_path):
   ('given', 'message'),
   [
     ({'num_classes': 3}, r'logits of shape \[None, 10\].*needs \[None, 3\]'),
-    ({'kind': 'regression'}, "kind 'regression'"),
+    ({'kind': 'ranking'}, "kind 'ranking'"),
     ({'kind': 'reconstruction'}, r'needs \[None, 8, 8, 1\]'),
   ],
 )

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from datasets import regression, synthetic_regression
+from datasets import federated_data, synthetic_regression
 from models import linear
 from research.algorithms import federated_sums
 from research.runtime import in_process
 from research.tasks import linear_regression as tasks
 from research.training import evaluation, regression_report, run_directory
+from tests import toy
 
 FORM = synthetic_regression.Config(
   clients=4, features=3, targets=2, examples=60, beta=2.0, noise=0.5
@@ -110,7 +111,21 @@ def test_the_files_are_written(task, fit, tmp_path):
 
 
 def test_a_model_without_a_pooled_solution_is_still_reported(tmp_path, runtime):
-  data = regression.load(regression.Config('breast_cancer', num_clients=3))
+  x = np.arange(12, dtype=np.float32)[:, np.newaxis]
+  client = {'x': x, 'y': (x[:, 0] > 5).astype(np.int32)}
+  split = federated_data.Split.from_client_arrays({'a': client})
+  data = federated_data.FederatedData(
+    name='separated',
+    partition='natural',
+    train=split,
+    validation=None,
+    test=split,
+    num_classes=2,
+    class_names=('low', 'high'),
+    source=toy.SOURCE,
+    content_sha256='0' * 64,
+    feature_names=('a',),
+  )
   features, targets = tasks.standardise(data, 'logistic')
   task = tasks.build(data, 'logistic', linear.Features(features), targets)
   run = run_directory.RunDirectory(tmp_path, 'run')
