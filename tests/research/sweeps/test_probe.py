@@ -1,5 +1,7 @@
 """What a binary says of flags: in this process, the probe has its own."""
 
+import importlib
+
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -9,6 +11,8 @@ from tests.experiments import binary
 
 
 def describe(shared=(), swept=None, module='experiments.emnist'):
+  # Before flags are saved: those that an import adds are lost afterwards.
+  importlib.import_module(module)
   with flagsaver.flagsaver():
     return probe.describe(module, shared, swept or {})
 
