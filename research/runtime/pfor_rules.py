@@ -30,15 +30,8 @@ _OWN_ROW = 'row_of_this_client'
 # They have no inputs, or pfor knows them without a rule.
 _WITHOUT_RULE = frozenset({'Const', 'NoOp', 'Placeholder', '_Arg', '_Retval'})
 # Their inputs are shapes, which are equal for all clients.
-_OF_SHAPES = frozenset(
-  {
-    'BroadcastArgs',
-    'BroadcastGradientArgs',
-    'ConcatOffset',
-    'DynamicStitch',
-    'InvertPermutation',
-    'Range',
-  }
+_OF_SHAPES = frozenset({'BroadcastArgs', 'BroadcastGradientArgs'}) | frozenset(
+  {'ConcatOffset', 'DynamicStitch', 'InvertPermutation', 'Range'}
 )
 
 
@@ -116,6 +109,11 @@ def _gather(pfor_input):
   if not name.startswith(_OWN_ROW):
     return pfor._convert_gather(pfor_input)
   return pfor.wrap(pfor_input.unstacked_input(0))
+
+
+def _bitcast(pfor_input):
+  stacked = pfor_input.stacked_input(0)
+  return pfor.wrap(tf.bitcast(stacked, pfor_input.get_attr('type')), True)
 
 
 def _l2_loss(pfor_input):
@@ -419,6 +417,7 @@ def _select(mask: tf.Tensor, chosen: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
 
 
 _RULES: dict[str, Callable] = {
+  'Bitcast': _bitcast,
   'GatherV2': _gather,
   'L2Loss': _l2_loss,
   'InTopKV2': _in_top_k,

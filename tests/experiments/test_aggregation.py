@@ -34,8 +34,9 @@ def test_bits_are_columns_of_the_metrics(metrics_csv):
   for row in metrics.read(metrics_csv):
     # 650 weights padded to 1024; two numbers, and the rotation's hash.
     assert row['upload_bits_per_client'] == 4 * 1024 + 3 * 32
-    # The model, and learning rate, clipping norm and the round's key.
-    assert row['download_bits_per_client'] == 32 * (650 + 3)
+    # The model, learning rate and the round's key; the clipping norm twice, to
+    # clip and to say whether the update was above it.
+    assert row['download_bits_per_client'] == 32 * (650 + 4)
     assert row['rejected_clients'] == 0
     assert row['train_loss'] > 0
 

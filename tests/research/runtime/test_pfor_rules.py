@@ -45,6 +45,15 @@ def test_l2_loss(shape, jit):
 
 
 @looped.both
+def test_bitcast(jit):
+  looped.compare(
+    lambda _, x: tf.bitcast(x, tf.int32),
+    (looped.STEPS, looped.normal(looped.CLIENTS, 3)),
+    jit=jit,
+  )
+
+
+@looped.both
 def test_branches_are_selected_by_client(jit):
   function = looped.with_gradient(
     lambda steps, x: tf.cond(
