@@ -185,6 +185,7 @@ class TrainingLoop:
     self.config = config
     self.task = task
     self.process = process
+    self._computation = process.next
     self.evaluator = evaluation.Evaluator(task)
     self._schedule = schedule
     self.runtime = runtime
@@ -326,7 +327,7 @@ class TrainingLoop:
 
   @functools.cached_property
   def _download_bits(self) -> int:
-    return bits.download(self.process.next)
+    return bits.download(self._computation)
 
   @contextlib.contextmanager
   def _preparing_ahead(self):

@@ -47,7 +47,7 @@ def test_l2_loss(shape, jit):
 @looped.both
 def test_bitcast(jit):
   looped.compare(
-    lambda _, x: tf.bitcast(x, tf.int32),
+    lambda args: tf.bitcast(args[1], tf.int64),
     (looped.STEPS, looped.normal(looped.CLIENTS, 3)),
     jit=jit,
   )
