@@ -261,7 +261,7 @@ class Experiment:
     if self._output.export:
       table += [('model', str(self.run.model))]
       table += [('model card', str(self.run.model_card_md))]
-    return '\n'.join(f'{name:<22}{value}' for name, value in table)
+    return '\n'.join(f'{name:<26}{value}' for name, value in table)
 
   def dry_run(self) -> str:
     """Returns the estimated time, memory and data as text."""
