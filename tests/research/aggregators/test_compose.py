@@ -59,13 +59,13 @@ def test_updates_are_clipped_before_they_are_encoded():
   factory = build(
     clipping='fixed',
     clip_norm=1.0,
-    compression='uniform',
-    compression_bits=16,
+    compression='top_k',
+    top_k_fraction=0.3,
   )
-  (output,) = aggregation.run(factory, [[[3e4, 4e4, 0]]])
-  # A grid of 16 bits for the unclipped update would have steps of 0.6, and
-  # clipping after it would let the error of its grid through.
-  np.testing.assert_allclose(output.result, [0.6, 0.8, 0], atol=2e-5)
+  (output,) = aggregation.run(factory, [[[3, 4, 0]]])
+  # Clipped first it is (0.6, 0.8, 0); the coordinate that is kept, clipped
+  # last, would be 1.
+  np.testing.assert_allclose(output.result, [0, 0.8, 0], atol=1e-6)
   outer = output.measurements['inner']
   assert list(outer) == ['clipping', 'clipping_norm', 'clipped_count']
 

@@ -75,7 +75,13 @@ def test_the_median_of_four_is_between_the_middle_two():
 @pytest.mark.parametrize(
   'fraction, clients, expected',
   # The values are the squares of 0, 1, ...; by hand.
-  [(0.1, 30, np.square(np.arange(3, 27)).mean()), (0.4, 2, 0.5), (0.4, 3, 1)],
+  # 0.28 * 25 is above 7 in floating point.
+  [
+    (0.1, 30, np.square(np.arange(3, 27)).mean()),
+    (0.28, 25, np.square(np.arange(7, 18)).mean()),
+    (0.4, 2, 0.5),
+    (0.4, 3, 1),
+  ],
 )
 def test_whole_clients_are_trimmed_and_one_stays(fraction, clients, expected):
   values = tf.constant(np.square(np.arange(clients))[:, None], tf.float32)
