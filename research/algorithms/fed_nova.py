@@ -129,7 +129,6 @@ def build(
     loop_implementation=loop_implementation,
     report=report,
   )
-  trainable = local_training.model_types(model_fn).weights.trainable
   norm_type = tff.TensorType(np.float32)
   directions = bits.MeasureUploadFactory(
     rejection.mean(), lambda t: bits.of_type(t) + bits.of_type(norm_type)
@@ -139,5 +138,4 @@ def build(
     work,
     EffectiveStepsFactory(directions),
     server_optimizer,
-    tff.StructType([trainable, norm_type]),
   )

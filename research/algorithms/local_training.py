@@ -10,7 +10,6 @@ import collections
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -304,7 +303,6 @@ def compose(
   client_work: tff.learning.templates.ClientWorkProcess,
   aggregator: tff.aggregators.WeightedAggregationFactory,
   server_optimizer: tff.learning.optimizers.Optimizer,
-  update_type: tff.Type | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """Composes client work, aggregator and server optimizer to a process.
 
@@ -313,26 +311,25 @@ def compose(
     client_work: What clients do.
     aggregator: Of what they send; its result is a model update.
     server_optimizer: Takes the aggregate as its gradient.
-    update_type: Of what a client sends; None is a model update.
 
   Returns:
     The process.
   """
-  types = model_types(model_fn)
+  work_type = client_work.next.type_signature
+  weights_type = work_type.parameter[1].member
+  sent = work_type.result.result.member
 
   @tff.tensorflow.computation
   def initial_weights():
     return tff.learning.models.ModelWeights.from_model(model_fn())
 
-  aggregation = aggregator.create(
-    update_type or types.weights.trainable, tff.TensorType(np.float32)
-  )
+  aggregation = aggregator.create(sent.update, sent.update_weight)
   return tff.learning.templates.compose_learning_process(
     initial_weights,
-    tff.learning.templates.build_broadcast_process(types.weights),
+    tff.learning.templates.build_broadcast_process(weights_type),
     client_work,
     aggregation,
     tff.learning.templates.build_apply_optimizer_finalizer(
-      server_optimizer, types.weights
+      server_optimizer, weights_type
     ),
   )

@@ -1,9 +1,9 @@
 """Becomes another program, which the kernel kills when its parent ends.
 
 Run as `python worker_launcher.py PARENT_PID PROGRAM ARGUMENTS...`; the programs
-are TFF's worker and the runs of a sweep. The death
-signal is set here rather than in a hook between fork and exec, where a
-multithreaded parent may deadlock. It is kept across exec.
+are TFF's worker and the runs of a sweep. The death signal is set here rather
+than in a hook between fork and exec, where a multithreaded parent may deadlock.
+It is kept across exec.
 """
 
 import ctypes

@@ -366,7 +366,10 @@ class TrainingLoop:
     )
 
   def _apply_schedule(self, state: Any, round_num: int, row: dict) -> Any:
-    losses = [self._losses.get(before) for before in range(1, round_num)]
+    losses = ()
+    kinds = [rule.kind for _, rule in self._schedule.items()]
+    if schedules.PLATEAU in kinds:
+      losses = [self._losses.get(before) for before in range(1, round_num)]
     rates = {
       part: rule(round_num, losses) for part, rule in self._schedule.items()
     }
