@@ -15,6 +15,7 @@ _ADVICE = (
   'EXTRAS=gpu` installs the CUDA libraries that it loads'
 )
 _HIDING_VARIABLE = 'CUDA_VISIBLE_DEVICES'
+_DETERMINISTIC_VARIABLE = 'TF_DETERMINISTIC_OPS'
 _DRIVER_FILES = ('/dev/nvidia0', '/proc/driver/nvidia/version')
 
 
@@ -156,6 +157,29 @@ def idle_warning(
   if found.traces and not found.hidden:
     return f'This run is on the CPU: {found.sees()}{_why(found)}. {_ADVICE}.'
   return None
+
+
+def is_deterministic(
+  device: str, environment: Mapping[str, str] = os.environ
+) -> bool:
+  """Whether two runs of the same work on a device give the same bits.
+
+  Seen on an H200: without the variable two runs differ, with it they don't.
+
+  Args:
+    device: cpu, gpu or tpu.
+    environment: The environment variables.
+  """
+  asked = environment.get(_DETERMINISTIC_VARIABLE, '').lower()
+  return device == 'cpu' or asked in ('1', 'true')
+
+
+def bits_warning(device: str) -> str:
+  """What to tell a user whose run can't be repeated bit for bit."""
+  return (
+    f'Two runs on a {device} differ in their last bits. '
+    f'{_DETERMINISTIC_VARIABLE}=1 makes them equal, and rounds slower.'
+  )
 
 
 def describe(found: Accelerators, warning: str | None) -> dict[str, object]:

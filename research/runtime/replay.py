@@ -13,6 +13,9 @@ import tensorflow as tf
 
 from research.runtime import graph as graph_lib
 
+# Of TensorFlow's core/kernels/stateless_random_ops.cc; the number of Philox.
+_SCRAMBLE_KEY, _PHILOX = 0x02461E293EC8F720, 1
+
 
 class UnsupportedGraphError(ValueError):
   """A graph has an op that can't be replayed."""
@@ -131,6 +134,47 @@ def replay(
   return run.body(graph.body(names, fetches), values)
 
 
+def _key_and_counter(seed: tf.Tensor) -> list[tf.Tensor]:
+  """What TensorFlow's kernels make of a seed; XLA differs for some.
+
+  A seed is the counter of four numbers of Philox with a fixed key.
+  """
+  mixed = tf.raw_ops.StatelessRandomUniformFullIntV2(
+    shape=[4],
+    key=tf.constant([_SCRAMBLE_KEY], tf.uint64),
+    counter=tf.cast(seed, tf.uint64),
+    alg=_PHILOX,
+    dtype=tf.uint32,
+  )
+  words = tf.cast(mixed, tf.uint64)
+  key, counter = tf.unstack(
+    words[::2] | tf.bitwise.left_shift(words[1::2], tf.constant(32, tf.uint64))
+  )
+  return [key[tf.newaxis], tf.stack([tf.zeros_like(counter), counter])]
+
+
+def _is_float32_uniform(node: graph_lib.NodeDef) -> bool:
+  return (
+    node.op == 'StatelessRandomUniformV2'
+    and node.attr['dtype'].type == tf.float32.as_datatype_enum
+  )
+
+
+def _uniform(
+  shape: tf.Tensor, key: tf.Tensor, counter: tf.Tensor, alg: tf.Tensor
+) -> tf.Tensor:
+  """What TensorFlow's kernels draw, in XLA too, from [0, 1).
+
+  Both make the same integers of a seed, but a float of the low or the high bits
+  of one: a rotation by a client in XLA would not be undone by the server.
+  """
+  integers = tf.raw_ops.StatelessRandomUniformFullIntV2(
+    shape=shape, key=key, counter=counter, alg=alg, dtype=tf.int32
+  )
+  one_to_two = (integers & 0x7FFFFF) | 0x3F800000
+  return tf.bitcast(one_to_two, tf.float32) - 1.0
+
+
 class _Replay:
   """One replay: its graph, and the variables of the main graph."""
 
@@ -175,6 +219,10 @@ class _Replay:
       return self._reduce(node, sources)
     if node.op == 'NoOp':
       return []
+    if node.op == 'StatelessRandomGetKeyCounter':
+      return _key_and_counter(*sources)
+    if _is_float32_uniform(node):
+      return [_uniform(*sources)]
     if node.op == 'Identity' and not tf.is_tensor(sources[0]):
       return sources
     return _emit(node, sources)

@@ -15,15 +15,18 @@ def build(computation: tff.Computation) -> leaf_lib.Leaf:
   return leaf_lib.Leaf(computation.to_compiled_building_block())
 
 
-def replayed(leaf: leaf_lib.Leaf, *values: Any) -> list[np.ndarray]:
+def replayed(
+  leaf: leaf_lib.Leaf, *values: Any, xla: bool = False
+) -> list[np.ndarray]:
   """Results of the leaf's replay in a graph.
 
   Args:
     leaf: The leaf.
     *values: Flat tensors; an `Elements` takes the place of a dataset.
+    xla: Whether XLA compiles it.
   """
 
-  @tf.function(autograph=False)
+  @tf.function(autograph=False, jit_compile=xla)
   def run(tensors):
     tensors = iter(tensors)
     return leaf.replay(

@@ -269,6 +269,9 @@ def aggregators(name='mlp', kind=True) -> dict[str, equality.Case]:
     key: of_model(name, kind, functools.partial(_unweighted, build))
     for key, build in UNWEIGHTED.items()
   }
+  if not kind:
+    # TensorFlow Privacy wants tuples, and a Keras model's weights are lists.
+    del cases['tree_aggregation'], cases['tree_adaptive']
   # XLA refuses the rotation's loop: its transpositions are no constants there.
   cases['hadamard'] = dataclasses.replace(
     cases['hadamard'], plans=('loop', 'scan', 'vmap')

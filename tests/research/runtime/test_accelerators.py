@@ -90,3 +90,17 @@ def test_what_is_not_there_is_refused(device, require, found, message):
 def test_an_idle_accelerator_is_told_of(found, device, part):
   warning = accelerators.idle_warning(found, device, 'Because.')
   assert (warning is None) if part is None else (part in warning)
+
+
+@pytest.mark.parametrize(
+  'device, environment, expected',
+  [
+    ('cpu', {}, True),
+    ('gpu', {}, False),
+    ('gpu', {'TF_DETERMINISTIC_OPS': '0'}, False),
+    ('gpu', {'TF_DETERMINISTIC_OPS': '1'}, True),
+    ('tpu', {'TF_DETERMINISTIC_OPS': 'true'}, True),
+  ],
+)
+def test_where_bits_repeat(device, environment, expected):
+  assert accelerators.is_deterministic(device, environment) is expected
