@@ -16,12 +16,13 @@ from absl import flags, logging
 
 from research import flag_values
 from research import flags as flags_lib
-from research.algorithms import local_training, registry
+from research.algorithms import local_training, registry, stateful
 from research.export import exporter, parity
 from research.runtime import accelerators, planner
 from research.runtime import registry as runtimes
 from research.tasks import task as task_lib
 from research.training import checkpoint as checkpoint_lib
+from research.training import client_states as client_states_lib
 from research.training import estimate as estimate_lib
 from research.training import interrupts, plots, run_directory, sampling
 from research.training import loop as loop_lib
@@ -328,6 +329,8 @@ def _runtime_entries(
     warning = accelerators.idle_warning(found, now['device'], now['reason'])
   if warning:
     print(f'WARNING: {warning}', file=sys.stderr, flush=True)
+  if not now['deterministic']:
+    print(accelerators.bits_warning(now['device']), file=sys.stderr, flush=True)
   now['accelerators'] = accelerators.describe(found, warning)
   now = json.loads(json.dumps(now))
   earlier = list((saved or {}).get('earlier_runtimes', []))
@@ -352,6 +355,8 @@ def _build_loop(
 ) -> loop_lib.TrainingLoop:
   algorithm, settings, schedule = chosen
   logging.info('Algorithm of %s', algorithm.paper)
+  filled = [size for size in task.data.train.num_examples.values() if size]
+  settings = dataclasses.replace(settings, num_clients=len(filled))
   try:
     process = algorithm.build(task.model_fn, settings)
     process = runtime.prepare(process, task)
@@ -360,6 +365,18 @@ def _build_loop(
   checkpoints = checkpoint_lib.CheckpointManager(
     run.checkpoints, config.checkpoints_kept
   )
+  client_states = None
+  if isinstance(process, stateful.StatefulProcess):
+    client_states = client_states_lib.ClientStates(
+      run.client_states, process.initial_client_state()
+    )
   return loop_lib.TrainingLoop(
-    config, task, process, schedule, sampler, runtime, checkpoints
+    config,
+    task,
+    process,
+    schedule,
+    sampler,
+    runtime,
+    checkpoints,
+    client_states,
   )

@@ -197,7 +197,7 @@ def _build_client_work(
 def build(
   model_fn: local_training.ModelFn,
   *,
-  base_optimizer: tff.learning.optimizers.Optimizer,
+  client_optimizer: tff.learning.optimizers.Optimizer,
   server_optimizer: tff.learning.optimizers.Optimizer,
   client_weighting: tff.learning.ClientWeighting,
   loop_implementation: tff.learning.LoopImplementation,
@@ -217,7 +217,7 @@ def build(
 
   Args:
     model_fn: Builds the model anew at each call.
-    base_optimizer: The paper's base algorithm B.
+    client_optimizer: The paper's base algorithm B.
     server_optimizer: Takes the mean model update as its gradient; SGD with
       learning rate 1 is the paper's average.
     client_weighting: The weights of both means; UNIFORM is the paper's.
@@ -228,7 +228,7 @@ def build(
     A process whose metrics count the rejected clients.
   """
   work = _build_client_work(
-    model_fn, base_optimizer, client_weighting, loop_implementation, lite
+    model_fn, client_optimizer, client_weighting, loop_implementation, lite
   )
   # A client sends its model update and, before that, its mean gradient.
   aggregator = bits.MeasureUploadFactory(

@@ -2,11 +2,21 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import tensorflow_federated as tff
 
 from research.aggregators import rejection
-from research.algorithms import fed_avg, fed_nova, fed_prox, fed_sgd, mime
+from research.algorithms import (
+  fed_avg,
+  fed_dyn,
+  fed_nova,
+  fed_prox,
+  fed_sgd,
+  mime,
+  scaffold,
+  stateful,
+)
 
 ModelFn = Callable[[], tff.learning.models.VariableModel]
 
@@ -23,6 +33,7 @@ class Settings:
     hparams: The algorithm's own hyperparameters, those of `Algorithm.hparams`.
     model_aggregator: Combines the clients' updates. An algorithm that has no
       use for it says so by `aggregator` in its `unused_flags`.
+    num_clients: All training clients, the empty ones apart.
   """
 
   client_optimizer: tff.learning.optimizers.Optimizer
@@ -33,6 +44,7 @@ class Settings:
   model_aggregator: tff.aggregators.WeightedAggregationFactory = (
     dataclasses.field(default_factory=rejection.mean)
   )
+  num_clients: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,87 +58,87 @@ class Algorithm:
     hparams: Its own hyperparameters, each a flag, with their defaults.
   """
 
-  build: Callable[[ModelFn, Settings], tff.learning.templates.LearningProcess]
+  build: Callable[[ModelFn, Settings], stateful.AnyProcess]
   paper: str
   unused_flags: frozenset[str] = frozenset()
   hparams: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
-def _with_two_optimizers(build):
-  """For algorithms with a client and a server optimizer."""
+def _with(build, *names: str, **constants: Any):
+  """What builds an algorithm from the settings of these names."""
 
   def build_from(model_fn: ModelFn, settings: Settings):
-    arguments = dict(vars(settings))
-    hparams = arguments.pop('hparams')
-    return build(model_fn, **arguments, **hparams)
+    arguments = {name: getattr(settings, name) for name in names}
+    return build(model_fn, **arguments, **settings.hparams, **constants)
 
   return build_from
 
 
-def _build_fed_nova(model_fn: ModelFn, settings: Settings):
-  return fed_nova.build(
-    model_fn,
-    client_optimizer=settings.client_optimizer,
-    server_optimizer=settings.server_optimizer,
-    client_weighting=settings.client_weighting,
-    loop_implementation=settings.loop_implementation,
-  )
-
-
-def _build_fed_sgd(model_fn: ModelFn, settings: Settings):
-  return fed_sgd.build(
-    model_fn,
-    server_optimizer=settings.server_optimizer,
-    loop_implementation=settings.loop_implementation,
-    model_aggregator=settings.model_aggregator,
-  )
-
-
-def _build_mime(lite: bool):
-  def build_from(model_fn: ModelFn, settings: Settings):
-    return mime.build(
-      model_fn,
-      base_optimizer=settings.client_optimizer,
-      server_optimizer=settings.server_optimizer,
-      client_weighting=settings.client_weighting,
-      loop_implementation=settings.loop_implementation,
-      lite=lite,
-    )
-
-  return build_from
-
-
+_LOCAL_TRAINING = (
+  'client_optimizer',
+  'server_optimizer',
+  'client_weighting',
+  'loop_implementation',
+)
+_CONTROL_VARIATES = (
+  'client_optimizer',
+  'server_optimizer',
+  'loop_implementation',
+  'num_clients',
+)
 # What clients send besides a model update would go past another aggregator.
 _OWN_AGGREGATION = frozenset(['aggregator'])
 
+# Where the paper's mean over the clients is uniform by what it averages.
+_UNIFORM = frozenset(['client_weighting'])
+
 ALGORITHMS: Mapping[str, Algorithm] = {
   'fed_avg': Algorithm(
-    _with_two_optimizers(fed_avg.build), 'McMahan et al. 2017, Algorithm 1'
+    _with(fed_avg.build, *_LOCAL_TRAINING, 'model_aggregator'),
+    'McMahan et al. 2017, Algorithm 1',
+  ),
+  'fed_dyn': Algorithm(
+    _with(fed_dyn.build, *_CONTROL_VARIATES),
+    'Acar et al. 2021, Algorithm 1',
+    _OWN_AGGREGATION | _UNIFORM,
+    {'dynamic_regularization': 0.01},
   ),
   'fed_nova': Algorithm(
-    _build_fed_nova, 'Wang et al. 2020, Equation 9', _OWN_AGGREGATION
+    _with(fed_nova.build, *_LOCAL_TRAINING),
+    'Wang et al. 2020, Equation 9',
+    _OWN_AGGREGATION,
   ),
   'fed_prox': Algorithm(
-    _with_two_optimizers(fed_prox.build),
+    _with(fed_prox.build, *_LOCAL_TRAINING, 'model_aggregator'),
     'Li et al. 2020, Algorithm 2',
     hparams={'proximal_strength': 0.01},
   ),
   'fed_sgd': Algorithm(
-    _build_fed_sgd,
+    _with(
+      fed_sgd.build,
+      'server_optimizer',
+      'loop_implementation',
+      'model_aggregator',
+    ),
     'McMahan et al. 2017, Section 2',
     frozenset(
       ['client_optimizer', 'client_epochs_per_round', 'client_weighting']
     ),
   ),
   'mime': Algorithm(
-    _build_mime(lite=False),
+    _with(mime.build, *_LOCAL_TRAINING, lite=False),
     'Karimireddy et al. 2021, Algorithm 1',
     _OWN_AGGREGATION,
   ),
   'mime_lite': Algorithm(
-    _build_mime(lite=True),
+    _with(mime.build, *_LOCAL_TRAINING, lite=True),
     'Karimireddy et al. 2021, Algorithm 1',
     _OWN_AGGREGATION,
+  ),
+  'scaffold': Algorithm(
+    _with(scaffold.build, *_CONTROL_VARIATES),
+    'Karimireddy et al. 2020, Algorithm 1',
+    _OWN_AGGREGATION | _UNIFORM,
   ),
 }
 

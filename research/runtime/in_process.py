@@ -13,6 +13,7 @@ from absl import logging
 
 from datasets import federated_data
 from research import compat
+from research.algorithms import stateful
 from research.runtime import (
   accelerators,
   cohort,
@@ -110,8 +111,8 @@ class InProcessRuntime:
     self._stack.__exit__(*exception)
 
   def prepare(
-    self, process: tff.learning.templates.LearningProcess, task: task_lib.Task
-  ) -> tff.learning.templates.LearningProcess:
+    self, process: stateful.AnyProcess, task: task_lib.Task
+  ) -> stateful.AnyProcess:
     """Plans the rounds of a process, whose `next` takes `client_data`'s result.
 
     Args:
@@ -179,6 +180,7 @@ class InProcessRuntime:
       'device': self._options.device,
       'reason': reason,
       'max_concurrent_clients': self._options.concurrent_clients,
+      'deterministic': accelerators.is_deterministic(self._options.device),
       'decisions': self._decisions,
     }
 

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow_federated as tff
 
 from datasets import federated_data
+from research.algorithms import stateful
 from research.runtime import stock
 from research.tasks import task as task_lib
 
@@ -66,8 +67,8 @@ class Runtime(Protocol):
     """Ends whatever it started."""
 
   def prepare(
-    self, process: tff.learning.templates.LearningProcess, task: task_lib.Task
-  ) -> tff.learning.templates.LearningProcess:
+    self, process: stateful.AnyProcess, task: task_lib.Task
+  ) -> stateful.AnyProcess:
     """Returns `process` with a `next` that takes what `client_data` makes."""
 
   def client_data(
@@ -99,7 +100,8 @@ class Runtime(Protocol):
 
     Returns:
       Values that JSON can hold, among them `name`, `device` (cpu, gpu or tpu),
-      `reason` (why that device, a sentence) and `decisions`: a list with a dict
+      `reason` (why that device, a sentence), `deterministic` (whether the same
+      flags give the same bits there) and `decisions`: a list with a dict
       of strings per federated map, at least `map`, `plan` and `reason`.
     """
 

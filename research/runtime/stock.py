@@ -2,6 +2,7 @@
 
 import atexit
 import collections
+import dataclasses
 import os
 import subprocess
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import tensorflow_federated as tff
 
 from datasets import federated_data
 from research import compat
+from research.algorithms import stateful
 from research.tasks import task as task_lib
 
 
@@ -108,13 +110,17 @@ class StockRuntime:
     compat.stop_workers()
 
   def prepare(
-    self,
-    process: tff.learning.templates.LearningProcess,
-    task: task_lib.Task,
-  ) -> tff.learning.templates.LearningProcess:
+    self, process: stateful.AnyProcess, task: task_lib.Task
+  ) -> stateful.AnyProcess:
     """Returns `process` with a `next` that takes what `client_data` makes."""
+    to_dataset = build_dataset_computation(task)
+    if isinstance(process, stateful.StatefulProcess):
+      composed = tff.simulation.compose_dataset_computation_with_computation(
+        to_dataset, process.next
+      )
+      return dataclasses.replace(process, next=composed)
     return tff.simulation.compose_dataset_computation_with_learning_process(
-      build_dataset_computation(task), process
+      to_dataset, process
     )
 
   def client_data(
@@ -154,5 +160,6 @@ class StockRuntime:
       'reason': "TFF's worker is built for the CPU and without XLA.",
       'xla': False,
       'max_concurrent_clients': self._max_concurrent_clients,
+      'deterministic': True,
       'decisions': [],
     }

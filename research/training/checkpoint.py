@@ -12,8 +12,8 @@ import json
 import pathlib
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 from absl import logging
@@ -130,7 +130,8 @@ class CheckpointManager:
         'on from there, or choose another directory'
       )
     with atomic.new_directory(path) as temporary:
-      _write_arrays(temporary / _STATE, [array for array, _ in encoded])
+      with open(temporary / _STATE, 'wb') as file:
+        write_arrays(file, [array for array, _ in encoded], _half_written(file))
       manifest = {
         'round': round_num,
         'leaves': [kind for _, kind in encoded],
@@ -176,11 +177,8 @@ class CheckpointManager:
       raise CorruptCheckpointError(
         f'{state}: its SHA-256 is not the one in the manifest'
       )
-    with np.load(state, allow_pickle=False) as archive:
-      leaves = [
-        _decode(archive[_member(i)], kind)
-        for i, kind in enumerate(manifest['leaves'])
-      ]
+    arrays = read_arrays(state)
+    leaves = list(map(_decode, arrays, manifest['leaves']))
     return Checkpoint(round_num, leaves, manifest['extra'])
 
   def _holds(
@@ -238,23 +236,37 @@ def _contents(encoded: Sequence[_Encoded]) -> list[tuple]:
   return [(k, a.dtype.str, a.shape, a.tobytes()) for a, k in encoded]
 
 
+def _half_written(file: BinaryIO) -> Callable[[], None]:
+  def half_written():
+    file.flush()
+    _reached('checkpoint_write')
+
+  return half_written
+
+
 def _member(index: int) -> str:
   return f'leaf_{index:05d}'
 
 
-def _write_arrays(path: pathlib.Path, arrays: Sequence[np.ndarray]) -> None:
+def write_arrays(
+  file: BinaryIO,
+  arrays: Sequence[np.ndarray],
+  halfway: Callable[[], None] = lambda: None,
+) -> None:
   """Writes arrays as an uncompressed .npz whose bytes depend on them alone."""
-  with (
-    open(path, 'wb') as file,
-    zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive,
-  ):
+  with zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
     for i, array in enumerate(arrays):
       info = zipfile.ZipInfo(f'{_member(i)}.npy', _ZIP_TIME)
       with archive.open(info, 'w', force_zip64=True) as member:
         np.lib.format.write_array(member, array, allow_pickle=False)
       if i == len(arrays) // 2:
-        file.flush()
-        _reached('checkpoint_write')
+        halfway()
+
+
+def read_arrays(file: atomic.Path | BinaryIO) -> list[np.ndarray]:
+  """Reads what `write_arrays` wrote."""
+  with np.load(file, allow_pickle=False) as archive:
+    return [archive[_member(i)] for i in range(len(archive.files))]
 
 
 def _file_sha256(path: pathlib.Path) -> str:

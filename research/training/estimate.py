@@ -7,6 +7,7 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
+from research.algorithms import stateful
 from research.training import loop as loop_lib
 
 _SHORT, _LONG = 4, 24
@@ -76,7 +77,10 @@ def estimate(loop: loop_lib.TrainingLoop, rounds: int) -> Estimate:
   def seconds(steps: int) -> float:
     data = loop.runtime.client_data(split, client, [batch] * steps)
     begin = time.monotonic()
-    loop.process.next(state, [data] * clients)
+    arguments = [state, [data] * clients]
+    if isinstance(loop.process, stateful.StatefulProcess):
+      arguments.append([loop.process.initial_client_state()] * clients)
+    loop.process.next(*arguments)
     return (time.monotonic() - begin) / clients
 
   seconds(1)

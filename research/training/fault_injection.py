@@ -12,6 +12,7 @@ import signal
 VARIABLE = 'TFF_RESEARCH_KILL_AT'
 POINTS = (
   'round',
+  'client_state',
   'checkpoint_write',
   'checkpoint_rename',
   'metrics_row',

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_federated as tff
 
 from datasets import federated_data
 from research.aggregators import bits, rejection
+from research.algorithms import stateful
 from research.runtime import registry as runtimes
 from research.tasks import task as task_lib
 from research.training import checkpoint as checkpoint_lib
+from research.training import client_states as client_states_lib
 from research.training import (
   evaluation,
   fault_injection,
@@ -150,11 +151,13 @@ class Cohort:
   Attributes:
     clients: How many were drawn.
     empty: How many of them have no examples and are not asked.
+    asked: Positions of the others among the training clients.
     argument: What the process takes for the others; None if there are none.
   """
 
   clients: int
   empty: int
+  asked: list[int]
   argument: Any
 
 
@@ -165,11 +168,12 @@ class TrainingLoop:
     self,
     config: LoopConfig,
     task: task_lib.Task,
-    process: tff.learning.templates.LearningProcess,
+    process: stateful.AnyProcess,
     schedule: Schedules,
     sampler: sampling.ClientSampler,
     runtime: runtimes.Runtime,
     checkpoints: checkpoint_lib.CheckpointManager,
+    client_states: client_states_lib.ClientStates | None = None,
   ):
     """Prepares the loop; nothing runs yet.
 
@@ -181,6 +185,7 @@ class TrainingLoop:
       sampler: Draws the cohorts.
       runtime: Turns clients into arguments of `process.next`.
       checkpoints: Where states are kept.
+      client_states: Where the clients' states are kept, if they have any.
     """
     self.config = config
     self.task = task
@@ -190,6 +195,7 @@ class TrainingLoop:
     self._schedule = schedule
     self.runtime = runtime
     self._checkpoints = checkpoints
+    self._client_states = client_states
     self._sampler = sampler
     self._ahead: concurrent.futures.Executor | None = None
     self._prepared: dict[int, concurrent.futures.Future] = {}
@@ -243,6 +249,8 @@ class TrainingLoop:
       run_directory.ResumeError: If metrics.csv lacks rows before the start.
     """
     done, state = start
+    if self._client_states:
+      self._client_states.go_back_to(done)
     metrics_csv.truncate_after(done)
     timing_csv.truncate_after(done)
     if metrics_csv.last_round != (done or -1):
@@ -314,11 +322,21 @@ class TrainingLoop:
     state = self._apply_schedule(state, round_num, row)
     if cohort.argument is None:
       return state, row
-    output = self.process.next(state, cohort.argument)
+    output = self._next(state, cohort, round_num)
     row[bits.DOWNLOAD] = self._download_bits
     row.update(self._train_metrics(output.metrics))
     self._remember_loss(row)
     return output.state, row
+
+  def _next(self, state: Any, cohort: Cohort, round_num: int) -> Any:
+    if self._client_states is None:
+      return self.process.next(state, cohort.argument)
+    # Read only now: the round before may have had the same clients.
+    before = [self._client_states.read(client) for client in cohort.asked]
+    output = self.process.next(state, cohort.argument, before)
+    after = dict(zip(cohort.asked, output.client_states, strict=True))
+    self._client_states.write(round_num, after, self._checkpoints.rounds())
+    return output
 
   def _remember_loss(self, row: Mapping[str, Any]) -> None:
     loss = row.get('train_loss')
@@ -362,6 +380,7 @@ class TrainingLoop:
     return Cohort(
       clients=len(drawn),
       empty=len(drawn) - len(filled),
+      asked=[split.position(client) for client in filled],
       argument=self.runtime.cohort(arguments) if arguments else None,
     )
 

@@ -96,6 +96,11 @@ class RunDirectory:
     return self.path / 'checkpoints'
 
   @property
+  def client_states(self) -> pathlib.Path:
+    """The directory of the clients' states, where an algorithm has them."""
+    return self.path / 'client_states'
+
+  @property
   def plots(self) -> pathlib.Path:
     """The directory of the PNG files."""
     return self.path / 'plots'

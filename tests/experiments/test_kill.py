@@ -60,6 +60,39 @@ def test_a_run_killed_again_and_again_equals_a_whole_one(whole, tmp_path):
   assert not leftovers
 
 
+@pytest.mark.parametrize('rounds_per_checkpoint', [1, 2])
+def test_clients_states_follow_the_checkpoints(tmp_path, rounds_per_checkpoint):
+  flags = (
+    *binary.TINY,
+    '--algorithm=scaffold',
+    '--client_sampling=fixed_size',
+    f'--rounds_per_checkpoint={rounds_per_checkpoint}',
+    '--noexport',
+  )
+  for name, points in (
+    ('whole', ()),
+    # In the middle of a round's clients, then before and in a checkpoint.
+    ('killed', ('client_state:5', 'round:2', 'checkpoint_rename:1')),
+  ):
+    arguments = (*flags, f'--root_output_dir={tmp_path / name}')
+    for point in points:
+      killed = binary.run(
+        'emnist', *arguments, **{fault_injection.VARIABLE: point}
+      )
+      assert killed.returncode == -signal.SIGKILL, (point, killed.stderr)
+    finished = binary.run('emnist', *arguments)
+    assert finished.returncode == 0, finished.stderr
+  whole, killed = tmp_path / 'whole/emnist', tmp_path / 'killed/emnist'
+  assert contents(killed) == contents(whole)
+  states = {
+    path.relative_to(whole): path.read_bytes()
+    for path in whole.glob('client_states/*/*')
+  }
+  assert len(states) >= 4
+  for path, content in states.items():
+    assert (killed / path).read_bytes() == content
+
+
 def start_long_run(root):
   """Starts a run that would last, and waits for its worker and a round."""
   process = subprocess.Popen(

@@ -20,6 +20,7 @@ class Described:
       'name': 'stock',
       'device': 'cpu',
       'reason': 'It has no kernels for one.',
+      'deterministic': True,
       'decisions': [],
     } | changes
 

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from research.algorithms import stateful
 from research.runtime import in_process
 from tests.research.runtime import small_tasks
 
@@ -162,7 +163,9 @@ def check(case: Case, reference: Trace, plan: str, **kwargs) -> float:
   with in_process_runtime(plan, **kwargs) as runtime:
     trace = run(reference.process, first, clients)
     last = run(reference.process, before, clients[-1:])
-    for decision in decisions(runtime, reference.process.next):
+    process = reference.process
+    computation = getattr(process, 'computation', process.next)
+    for decision in decisions(runtime, computation):
       assert decision.plan == PLANS[plan]['client_plan']
       assert decision.xla == (PLANS[plan]['xla'] == 'on')
   pairs = [
@@ -175,6 +178,28 @@ def check(case: Case, reference: Trace, plan: str, **kwargs) -> float:
     (last.metrics[0], reference.metrics[-1]),
   ]
   return max(found + [assert_equal(*pair, 'metrics') for pair in pairs])
+
+
+class WithClients:
+  """A stateful process whose clients' states are a part of its own.
+
+  The cohort is the same in each round.
+  """
+
+  def __init__(self, process: stateful.StatefulProcess, clients: int):
+    self._process = process
+    self._clients = clients
+    self.computation = process.next
+
+  def initialize(self) -> tuple[Any, list]:
+    own = [self._process.initial_client_state() for _ in range(self._clients)]
+    return self._process.initialize(), own
+
+  def next(self, state: tuple[Any, list], clients: Sequence[Any]):
+    server, own = state
+    output = self._process.next(server, clients, own)
+    both = output.state, list(output.client_states)
+    return stateful.Output(both, output.metrics, None)
 
 
 def decisions(

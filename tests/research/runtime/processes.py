@@ -10,7 +10,7 @@ import tensorflow_federated as tff
 
 from research.aggregators import compose, rejection
 from research.aggregators import settings as aggregator_settings
-from research.algorithms import optimizers, registry
+from research.algorithms import optimizers, registry, stateful
 from tests.research.runtime import equality, small_tasks
 
 ROUNDS = 3
@@ -58,8 +58,22 @@ def of_algorithm(
   """A function from a model to a process of the project's registry."""
   server = _server_optimizer(server_optimizer, rate)
   chosen = registry.ALGORITHMS[algorithm]
-  settings = registry.Settings(_SGD, server, weighting, _REDUCE, chosen.hparams)
-  return lambda model: chosen.build(model, settings)
+  settings = registry.Settings(
+    _SGD,
+    server,
+    weighting,
+    _REDUCE,
+    chosen.hparams,
+    num_clients=len(small_tasks.SIZES),
+  )
+
+  def build(model):
+    process = chosen.build(model, settings)
+    if isinstance(process, stateful.StatefulProcess):
+      return equality.WithClients(process, len(small_tasks.SIZES))
+    return process
+
+  return build
 
 
 def project(
