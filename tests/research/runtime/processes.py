@@ -14,6 +14,8 @@ from research.algorithms import optimizers, registry, stateful
 from tests.research.runtime import equality, small_tasks
 
 ROUNDS = 3
+# Those of `small_tasks` and an empty one.
+CLIENTS = len(small_tasks.SIZES) + 1
 _REDUCE = tff.learning.LoopImplementation.DATASET_REDUCE
 # An adaptive optimizer multiplies the rounding of a small update by the
 # learning rate over epsilon: here by 5.
@@ -64,13 +66,13 @@ def of_algorithm(
     weighting,
     _REDUCE,
     chosen.hparams,
-    num_clients=len(small_tasks.SIZES),
+    num_clients=CLIENTS,
   )
 
   def build(model):
     process = chosen.build(model, settings)
     if isinstance(process, stateful.StatefulProcess):
-      return equality.WithClients(process, len(small_tasks.SIZES))
+      return equality.WithClients(process, CLIENTS)
     return process
 
   return build
