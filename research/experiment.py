@@ -24,6 +24,7 @@ from research.tasks import task as task_lib
 from research.training import checkpoint as checkpoint_lib
 from research.training import client_states as client_states_lib
 from research.training import estimate as estimate_lib
+from research.training import faults as faults_lib
 from research.training import interrupts, plots, run_directory, sampling
 from research.training import loop as loop_lib
 from research.training import metrics as metrics_lib
@@ -176,7 +177,13 @@ class Experiment:
       saved = run.read_config()
       config = _continued(run, saved, config)
       loop = _build_loop(
-        task, sampler, runtime, algorithm, groups.training.get(), run
+        task,
+        sampler,
+        runtime,
+        algorithm,
+        groups.training.get(),
+        run,
+        groups.algorithm.faults(task),
       )
       config |= _runtime_entries(runtime, saved, _rounds_done(run))
       yield cls(run, task, loop, output, config)
@@ -206,9 +213,7 @@ class Experiment:
         stack.callback(tracker.close)
       return self.loop.run(
         (done, state),
-        metrics_lib.MetricsCsv(
-          self.run.metrics_csv, loop_lib.columns(self.task)
-        ),
+        metrics_lib.MetricsCsv(self.run.metrics_csv, self.loop.columns),
         _timing_csv(self.run.timing_csv),
         trackers,
         stack.enter_context(progress_lib.Progress(total, done)),
@@ -352,6 +357,7 @@ def _build_loop(
   chosen: tuple[registry.Algorithm, registry.Settings, loop_lib.Schedules],
   config: loop_lib.LoopConfig,
   run: run_directory.RunDirectory,
+  faults: faults_lib.Faults,
 ) -> loop_lib.TrainingLoop:
   algorithm, settings, schedule = chosen
   logging.info('Algorithm of %s', algorithm.paper)
@@ -379,4 +385,5 @@ def _build_loop(
     runtime,
     checkpoints,
     client_states,
+    faults,
   )

@@ -11,12 +11,12 @@ from absl import flags
 
 from datasets import load
 from models import mixed_precision
-from research import aggregator_flags, flag_values
+from research import aggregator_flags, fault_flags, flag_values
 from research.algorithms import optimizers, registry
 from research.runtime import accelerators
 from research.runtime import registry as runtimes
 from research.tasks import task as task_lib
-from research.training import loop, sampling, schedules, trackers
+from research.training import faults, loop, sampling, schedules, trackers
 
 FLAGS = flag_values.FLAGS
 define = flag_values.define
@@ -202,6 +202,7 @@ class AlgorithmFlags:
     self._client = OptimizerFlags('client', 0.1)
     self._server = OptimizerFlags('server', 1.0)
     self._aggregator = aggregator_flags.AggregatorFlags()
+    self._faults = fault_flags.FaultFlags()
 
   def get(
     self, loop_implementation: tff.learning.LoopImplementation
@@ -232,6 +233,7 @@ class AlgorithmFlags:
         for key, default in algorithm.hparams.items()
       },
       model_aggregator=self._aggregator.get(name),
+      attacked=self._faults.attacks_updates(),
     )
     has_client_rate = 'client_optimizer' not in algorithm.unused_flags
     return (
@@ -242,6 +244,10 @@ class AlgorithmFlags:
         server=server.schedule,
       ),
     )
+
+  def faults(self, task: task_lib.Task) -> faults.Faults:
+    """Returns what goes wrong with the clients of a task."""
+    return self._faults.get(task)
 
 
 class TrainingFlags:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import tensorflow_federated as tff
 
 from research.aggregators import rejection
+from research.algorithms import attacks, local_training
 
 
 def build(
@@ -24,7 +25,8 @@ def build(
     tff.learning.LoopImplementation.DATASET_ITERATOR
   ),
   model_aggregator: tff.aggregators.WeightedAggregationFactory | None = None,
-) -> tff.learning.templates.LearningProcess:
+  attacked: bool = False,
+) -> tff.learning.templates.LearningProcess | attacks.AttackedProcess:
   """Builds FedAvg.
 
   One round: each client k starts at the server's weights w, runs its optimizer
@@ -40,17 +42,27 @@ def build(
     client_weighting: The weights of the mean. NUM_EXAMPLES is Algorithm 1.
     loop_implementation: How a client iterates over its batches.
     model_aggregator: Combines the updates; None is the mean of Algorithm 1.
+    attacked: Whether clients may change what they send.
 
   Returns:
     A process whose metrics count the rejected clients; see
     `rejection.CountRejectedFactory`.
   """
+  server_optimizer = server_optimizer or tff.learning.optimizers.build_sgdm(1.0)
+  model_aggregator = model_aggregator or rejection.mean()
+  if attacked:
+    work = local_training.build_client_work(
+      model_fn,
+      optimizer=client_optimizer,
+      weighting=client_weighting,
+      loop_implementation=loop_implementation,
+    )
+    return attacks.compose(model_fn, work, model_aggregator, server_optimizer)
   return tff.learning.algorithms.build_weighted_fed_avg(
     model_fn,
     client_optimizer_fn=client_optimizer,
-    server_optimizer_fn=server_optimizer
-    or tff.learning.optimizers.build_sgdm(1.0),
+    server_optimizer_fn=server_optimizer,
     client_weighting=client_weighting,
-    model_aggregator=model_aggregator or rejection.mean(),
+    model_aggregator=model_aggregator,
     loop_implementation=loop_implementation,
   )

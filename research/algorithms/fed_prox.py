@@ -7,7 +7,7 @@ arXiv:1812.06127, Algorithm 2 with the local objective of Equation 2.
 import tensorflow_federated as tff
 
 from research.aggregators import rejection
-from research.algorithms import local_training
+from research.algorithms import attacks, local_training
 
 
 def build(
@@ -19,7 +19,8 @@ def build(
   loop_implementation: tff.learning.LoopImplementation,
   proximal_strength: float,
   model_aggregator: tff.aggregators.WeightedAggregationFactory | None = None,
-) -> tff.learning.templates.LearningProcess:
+  attacked: bool = False,
+) -> tff.learning.templates.LearningProcess | attacks.AttackedProcess:
   """Builds FedProx.
 
   One round is FedAvg's, but client k minimises, by steps of its optimizer,
@@ -37,6 +38,7 @@ def build(
     loop_implementation: How a client iterates over its batches.
     proximal_strength: mu of Equation 2, at least 0.
     model_aggregator: Combines the updates; None is their weighted mean.
+    attacked: Whether clients may change what they send.
 
   Returns:
     A process whose metrics count the rejected clients.
@@ -62,6 +64,7 @@ def build(
     loop_implementation=loop_implementation,
     correct=correct,
   )
-  return local_training.compose(
+  compose = attacks.compose if attacked else local_training.compose
+  return compose(
     model_fn, work, model_aggregator or rejection.mean(), server_optimizer
   )

@@ -34,6 +34,8 @@ class Settings:
     model_aggregator: Combines the clients' updates. An algorithm that has no
       use for it says so by `aggregator` in its `unused_flags`.
     num_clients: All training clients, the empty ones apart.
+    attacked: Whether clients may change what they send, for which the algorithm
+      must have `can_be_attacked`.
   """
 
   client_optimizer: tff.learning.optimizers.Optimizer
@@ -45,6 +47,7 @@ class Settings:
     dataclasses.field(default_factory=rejection.mean)
   )
   num_clients: int = 1
+  attacked: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +59,14 @@ class Algorithm:
     paper: Where it is from.
     unused_flags: Flags without a meaning here; setting one is an error.
     hparams: Its own hyperparameters, each a flag, with their defaults.
+    can_be_attacked: Whether it has a form whose clients change what they send.
   """
 
   build: Callable[[ModelFn, Settings], stateful.AnyProcess]
   paper: str
   unused_flags: frozenset[str] = frozenset()
   hparams: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  can_be_attacked: bool = False
 
 
 def _with(build, *names: str, **constants: Any):
@@ -94,8 +99,9 @@ _UNIFORM = frozenset(['client_weighting'])
 
 ALGORITHMS: Mapping[str, Algorithm] = {
   'fed_avg': Algorithm(
-    _with(fed_avg.build, *_LOCAL_TRAINING, 'model_aggregator'),
+    _with(fed_avg.build, *_LOCAL_TRAINING, 'model_aggregator', 'attacked'),
     'McMahan et al. 2017, Algorithm 1',
+    can_be_attacked=True,
   ),
   'fed_dyn': Algorithm(
     _with(fed_dyn.build, *_CONTROL_VARIATES),
@@ -109,9 +115,10 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     _OWN_AGGREGATION,
   ),
   'fed_prox': Algorithm(
-    _with(fed_prox.build, *_LOCAL_TRAINING, 'model_aggregator'),
+    _with(fed_prox.build, *_LOCAL_TRAINING, 'model_aggregator', 'attacked'),
     'Li et al. 2020, Algorithm 2',
     hparams={'proximal_strength': 0.01},
+    can_be_attacked=True,
   ),
   'fed_sgd': Algorithm(
     _with(

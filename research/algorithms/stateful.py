@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import tensorflow_federated as tff
 
+from research.algorithms import attacks
+
 
 class Output(NamedTuple):
   """What one round of a `StatefulProcess` gives.
@@ -43,4 +45,8 @@ class StatefulProcess:
   set_hparams: tff.Computation
 
 
-AnyProcess = tff.learning.templates.LearningProcess | StatefulProcess
+AnyProcess = (
+  tff.learning.templates.LearningProcess
+  | StatefulProcess
+  | attacks.AttackedProcess
+)

@@ -114,7 +114,7 @@ class StockRuntime:
   ) -> stateful.AnyProcess:
     """Returns `process` with a `next` that takes what `client_data` makes."""
     to_dataset = build_dataset_computation(task)
-    if isinstance(process, stateful.StatefulProcess):
+    if not isinstance(process, tff.learning.templates.LearningProcess):
       composed = tff.simulation.compose_dataset_computation_with_computation(
         to_dataset, process.next
       )

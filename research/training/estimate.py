@@ -7,7 +7,8 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
-from research.algorithms import stateful
+from research.algorithms import attacks, stateful
+from research.training import cohorts
 from research.training import loop as loop_lib
 
 _SHORT, _LONG = 4, 24
@@ -80,6 +81,8 @@ def estimate(loop: loop_lib.TrainingLoop, rounds: int) -> Estimate:
     arguments = [state, [data] * clients]
     if isinstance(loop.process, stateful.StatefulProcess):
       arguments.append([loop.process.initial_client_state()] * clients)
+    elif isinstance(loop.process, attacks.AttackedProcess):
+      arguments.append([np.float32(1)] * clients)
     loop.process.next(*arguments)
     return (time.monotonic() - begin) / clients
 
@@ -89,7 +92,7 @@ def estimate(loop: loop_lib.TrainingLoop, rounds: int) -> Estimate:
   per_client = max(short - _SHORT * per_step, 0.0)
   counts = np.array(
     [
-      len(loop_lib.client_batches(config, split, client_id, 1))
+      len(cohorts.client_batches(config, split, client_id, 1))
       for client_id in split.client_ids
     ]
   )

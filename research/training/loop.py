@@ -11,26 +11,24 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from datasets import federated_data
 from research.aggregators import bits, rejection
-from research.algorithms import stateful
+from research.algorithms import attacks, stateful
 from research.runtime import registry as runtimes
 from research.tasks import task as task_lib
 from research.training import checkpoint as checkpoint_lib
 from research.training import client_states as client_states_lib
 from research.training import (
+  cohorts,
   evaluation,
   fault_injection,
   run_directory,
   sampling,
   schedules,
 )
+from research.training import faults as faults_lib
 from research.training import metrics as metrics_lib
 from research.training import progress as progress_lib
 from research.training import trackers as trackers_lib
-
-# Keeps the draws of shuffling apart from those of clients with the same seed.
-_SHUFFLE_STREAM = 0x736875
 
 TIMING_COLUMNS = (
   'round',
@@ -88,8 +86,13 @@ def metric_names(task: task_lib.Task) -> tuple[str, ...]:
   return ('loss', 'accuracy') if task.kind == 'classification' else ('loss',)
 
 
-def columns(task: task_lib.Task) -> tuple[str, ...]:
-  """The columns of metrics.csv."""
+def columns(task: task_lib.Task, has_faults: bool = False) -> tuple[str, ...]:
+  """The columns of metrics.csv.
+
+  Args:
+    task: What is learned.
+    has_faults: Whether clients fail, lag or lie.
+  """
   splits = ['train', 'validation', 'test']
   if task.data.validation is None:
     splits.remove('validation')
@@ -100,31 +103,11 @@ def columns(task: task_lib.Task) -> tuple[str, ...]:
     'examples',
     'empty_clients',
     rejection.REJECTED,
+    *(faults_lib.COLUMNS if has_faults else ()),
     bits.UPLOAD,
     bits.DOWNLOAD,
     'client_learning_rate',
     'server_learning_rate',
-  )
-
-
-def client_batches(
-  config: LoopConfig,
-  split: federated_data.Split,
-  client_id: str,
-  round_num: int,
-) -> list:
-  """Index batches of a client in a round: a pure function of its arguments."""
-  return federated_data.client_batches(
-    split.num_examples[client_id],
-    batch_size=config.client_batch_size,
-    epochs=config.client_epochs_per_round,
-    seed=[
-      _SHUFFLE_STREAM,
-      config.seed,
-      round_num,
-      split.position(client_id),
-    ],
-    max_examples=config.max_examples_per_client,
   )
 
 
@@ -144,23 +127,6 @@ def host_leaves(structure: Any) -> list[checkpoint_lib.Leaf]:
   ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Cohort:
-  """The clients of a round.
-
-  Attributes:
-    clients: How many were drawn.
-    empty: How many of them have no examples and are not asked.
-    asked: Positions of the others among the training clients.
-    argument: What the process takes for the others; None if there are none.
-  """
-
-  clients: int
-  empty: int
-  asked: list[int]
-  argument: Any
-
-
 class TrainingLoop:
   """Trains a process round by round, from its newest checkpoint on."""
 
@@ -174,6 +140,7 @@ class TrainingLoop:
     runtime: runtimes.Runtime,
     checkpoints: checkpoint_lib.CheckpointManager,
     client_states: client_states_lib.ClientStates | None = None,
+    faults: faults_lib.Faults | None = None,
   ):
     """Prepares the loop; nothing runs yet.
 
@@ -186,6 +153,7 @@ class TrainingLoop:
       runtime: Turns clients into arguments of `process.next`.
       checkpoints: Where states are kept.
       client_states: Where the clients' states are kept, if they have any.
+      faults: Which clients fail, lag or lie; None is none.
     """
     self.config = config
     self.task = task
@@ -196,6 +164,10 @@ class TrainingLoop:
     self.runtime = runtime
     self._checkpoints = checkpoints
     self._client_states = client_states
+    self._faults = faults or faults_lib.Faults()
+    self._clients = self._faults.poisoned_split(
+      task.data.train, task.data.num_classes
+    )
     self._sampler = sampler
     self._ahead: concurrent.futures.Executor | None = None
     self._prepared: dict[int, concurrent.futures.Future] = {}
@@ -295,6 +267,11 @@ class TrainingLoop:
       progress.update(round_num, shown, speed)
     return state
 
+  @property
+  def columns(self) -> tuple[str, ...]:
+    """The columns of metrics.csv."""
+    return columns(self.task, self._faults.any)
+
   def _is_due(self, round_num: int, period: int) -> bool:
     return round_num % period == 0 or round_num == self.config.total_rounds
 
@@ -318,6 +295,7 @@ class TrainingLoop:
       'empty_clients': cohort.empty,
       'examples': 0,
       rejection.REJECTED: 0,
+      **cohort.faults,
     }
     state = self._apply_schedule(state, round_num, row)
     if cohort.argument is None:
@@ -328,7 +306,10 @@ class TrainingLoop:
     self._remember_loss(row)
     return output.state, row
 
-  def _next(self, state: Any, cohort: Cohort, round_num: int) -> Any:
+  def _next(self, state: Any, cohort: cohorts.Cohort, round_num: int) -> Any:
+    if isinstance(self.process, attacks.AttackedProcess):
+      factors = [np.float32(self._faults.factor(c)) for c in cohort.asked]
+      return self.process.next(state, cohort.argument, factors)
     if self._client_states is None:
       return self.process.next(state, cohort.argument)
     # Read only now: the round before may have had the same clients.
@@ -358,7 +339,7 @@ class TrainingLoop:
           future.cancel()
         self._ahead, self._prepared = None, {}
 
-  def _cohort(self, round_num: int) -> Cohort:
+  def _cohort(self, round_num: int) -> cohorts.Cohort:
     prepared = self._prepared.pop(round_num, None)
     cohort = prepared.result() if prepared else self._prepare(round_num)
     following = round_num + 1
@@ -366,22 +347,14 @@ class TrainingLoop:
       self._prepared[following] = self._ahead.submit(self._prepare, following)
     return cohort
 
-  def _prepare(self, round_num: int) -> Cohort:
-    """Draws and packs a round's clients: a pure function of its number."""
-    split = self.task.data.train
-    drawn = self._sampler.sample(round_num)
-    filled = [client for client in drawn if split.num_examples[client] > 0]
-    arguments = [
-      self.runtime.client_data(
-        split, client, client_batches(self.config, split, client, round_num)
-      )
-      for client in filled
-    ]
-    return Cohort(
-      clients=len(drawn),
-      empty=len(drawn) - len(filled),
-      asked=[split.position(client) for client in filled],
-      argument=self.runtime.cohort(arguments) if arguments else None,
+  def _prepare(self, round_num: int) -> cohorts.Cohort:
+    return cohorts.prepare(
+      self.config,
+      self._clients,
+      self._sampler,
+      self.runtime,
+      self._faults,
+      round_num,
     )
 
   def _apply_schedule(self, state: Any, round_num: int, row: dict) -> Any:

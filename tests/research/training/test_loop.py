@@ -14,6 +14,7 @@ from research.algorithms import fed_avg, fed_sgd, optimizers
 from research.runtime import in_process
 from research.training import (
   checkpoint,
+  cohorts,
   loop,
   metrics,
   progress,
@@ -101,7 +102,7 @@ def test_each_client_and_round_has_its_own_order_of_examples():
   orders = {
     (client, round_num, seed): tuple(
       np.concatenate(
-        loop.client_batches(
+        cohorts.client_batches(
           dataclasses.replace(config, seed=seed), split, client, round_num
         )
       )

@@ -1,0 +1,101 @@
+"""Poisoned clients change what they send, and nothing else changes."""
+
+import numpy as np
+import pytest
+import tensorflow_federated as tff
+
+from research.algorithms import attacks, optimizers, registry
+from research.runtime import in_process, stock
+from tests import toy
+from tests.research.algorithms.test_fed_avg import cohorts
+
+RATE = 0.05
+
+
+@pytest.fixture(scope='module')
+def task():
+  return toy.linear_task(toy.random_clients())
+
+
+def build(name, task, runtime, attacked):
+  settings = registry.Settings(
+    client_optimizer=optimizers.build('sgd', RATE),
+    server_optimizer=optimizers.build('sgd', 1.0),
+    client_weighting=tff.learning.ClientWeighting.NUM_EXAMPLES,
+    loop_implementation=runtime.loop_implementation,
+    hparams=registry.ALGORITHMS[name].hparams,
+    attacked=attacked,
+  )
+  process = registry.ALGORITHMS[name].build(task.model_fn, settings)
+  return runtime.prepare(process, task)
+
+
+def run(runtime, task, process, factors=None):
+  """The weights after three rounds."""
+  state = process.initialize()
+  for cohort in cohorts(task.data.train, 3, epochs=2, batch_size=3):
+    arguments = [
+      runtime.client_data(task.data.train, client, batches)
+      for client, batches in cohort.items()
+    ]
+    extra = [] if factors is None else [list(map(np.float32, factors))]
+    state = process.next(state, arguments, *extra).state
+  return np.asarray(process.get_model_weights(state).trainable[0])
+
+
+@pytest.fixture(scope='module', params=['in_process', 'stock'])
+def runtime(request):
+  kind = {
+    'in_process': lambda: in_process.InProcessRuntime(device='cpu'),
+    'stock': stock.StockRuntime,
+  }[request.param]
+  with kind() as started:
+    yield started
+
+
+@pytest.mark.parametrize('name', ['fed_avg', 'fed_prox'])
+def test_sound_clients_train_as_without_attacks(runtime, task, name):
+  plain = run(runtime, task, build(name, task, runtime, False))
+  process = build(name, task, runtime, True)
+  assert isinstance(process, attacks.AttackedProcess)
+  attacked = run(runtime, task, process, [1, 1, 1])
+  np.testing.assert_allclose(attacked, plain, rtol=0, atol=1e-7)
+
+
+def test_all_that_flip_the_sign_send_the_model_the_other_way(runtime, task):
+  """The first round's step, turned round."""
+  process = build('fed_avg', task, runtime, True)
+  cohort = next(iter(cohorts(task.data.train, 1, epochs=2, batch_size=3)))
+  data = [
+    runtime.client_data(task.data.train, client, batches)
+    for client, batches in cohort.items()
+  ]
+  start = process.initialize()
+  first = np.asarray(process.get_model_weights(start).trainable[0])
+  steps = {}
+  for factor in (1, -1, 3):
+    state = process.next(start, data, [np.float32(factor)] * len(data)).state
+    steps[factor] = process.get_model_weights(state).trainable[0] - first
+  np.testing.assert_allclose(steps[-1], -steps[1], atol=1e-6)
+  np.testing.assert_allclose(steps[3], 3 * steps[1], atol=2e-6)
+  assert np.abs(steps[1]).max() > 0.01
+
+
+def test_what_is_not_finite_is_dropped_and_counted(runtime, task):
+  """The clients weigh 14, 8 and 24 examples; the second one is dropped."""
+  process = build('fed_avg', task, runtime, True)
+  cohort = next(iter(cohorts(task.data.train, 1, epochs=2, batch_size=3)))
+  data = [
+    runtime.client_data(task.data.train, client, batches)
+    for client, batches in cohort.items()
+  ]
+  start = process.initialize()
+  factors = [np.float32(1), np.float32(np.nan), np.float32(1)]
+  broken = process.next(start, data, factors)
+  without = process.next(start, data[::2], factors[::2])
+  np.testing.assert_allclose(
+    process.get_model_weights(broken.state).trainable[0],
+    process.get_model_weights(without.state).trainable[0],
+    atol=1e-6,
+  )
+  assert broken.metrics['aggregator']['rejected_clients'] == 1
