@@ -70,6 +70,32 @@ def learning_curves(
   return paths
 
 
+def before_and_after(
+  before: Sequence[float],
+  after: Sequence[float],
+  name: str,
+  path: atomic.Path,
+) -> pathlib.Path:
+  """Draws a metric of each client after fine-tuning against before it.
+
+  Args:
+    before: By client.
+    after: By client, in the same order.
+    name: Of the metric.
+    path: The file to write.
+  """
+  fig, axes = new_figure(
+    f'{name.capitalize()} of {len(before)} clients', 'global model', 'own model'
+  )
+  axes.scatter(before, after, s=12, alpha=0.5)
+  ends = min([*before, *after]), max([*before, *after])
+  axes.plot(ends, ends, color='grey', linewidth=1, label='no change')
+  axes.legend()
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  return save(fig, path)
+
+
 def label_histogram(
   split: federated_data.Split,
   num_classes: int,

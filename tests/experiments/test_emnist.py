@@ -135,6 +135,24 @@ def write_own_file(path, rows=30):
   table.to_csv(path, index=False)
 
 
+def test_personalize_fine_tunes_each_client(finished, tmp_path):
+  run = finished[0] / 'first'
+  output = tmp_path / 'clients.csv'
+  flags = (f'--run_dir={run}', f'--output={output}')
+  result = binary.run('personalize', *flags, '--fine_tuning_epochs=3')
+  assert result.returncode == 0, result.stderr
+  rows = pd.read_csv(output)
+  assert len(rows) > 3
+  assert (rows['after_loss'] != rows['before_loss']).all()
+  assert rows['after_accuracy'].mean() >= rows['before_accuracy'].mean()
+  assert (run / 'plots/personalization.png').is_file()
+  result = binary.run(
+    'personalize', *flags, '--partition=iid', '--partition_clients=3'
+  )
+  assert result.returncode == 2
+  assert 'wants data whose clients have both' in result.stderr
+
+
 def test_evaluate_takes_own_data_with_fewer_classes(finished, tmp_path):
   path = tmp_path / 'own.csv'
   write_own_file(path)
