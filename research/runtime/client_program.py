@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from research.algorithms import stateful
 from research.runtime import (
   cohort,
   context,
@@ -39,7 +40,7 @@ class ClientProgram:
 
 def build(
   task: task_lib.Task,
-  process: tff.learning.templates.LearningProcess,
+  process: stateful.AnyProcess,
   *,
   num_clients: int,
   batches: Sequence[int],
@@ -70,7 +71,12 @@ def build(
   shared = _shared_values(compiled, process, state)
   data = cohort.pack(_examples(task, num_clients, batches, seed))
   plan = vmap.Vmap(stage.clients, num_clients, xla=True, fixed_counts=True)
-  inputs = [data] * len(stage.clients.inputs)
+  inputs = [
+    data
+    if isinstance(ref.type_signature, tff.SequenceType)
+    else _zeros(ref.type_signature, num_clients)
+    for ref in stage.clients.inputs
+  ]
   members, segments = next(plan.chunks(inputs, num_clients))
   start = plan.start(shared)
   key, flat = plan.arguments(shared, inputs, members, segments, start)
@@ -87,9 +93,15 @@ def build(
   )
 
 
+def _zeros(signature: tff.TensorType, num_clients: int) -> tf.Tensor:
+  """What a client has besides its examples: the state of an algorithm."""
+  dtype = tf.dtypes.as_dtype(signature.dtype)
+  return tf.zeros([num_clients, *signature.shape], dtype)
+
+
 def _shared_values(
   compiled: program.Program,
-  process: tff.learning.templates.LearningProcess,
+  process: stateful.AnyProcess,
   state: object,
 ) -> list[tf.Tensor]:
   """What the server sends to the clients of the first pass."""
@@ -146,12 +158,16 @@ def _argument_names(
   names += [f'server_{i}' for i in range(len(client_pass.shared))]
   specs = reductions.specs(client_pass.reductions)
   names += [f'sum_so_far_{i}' for i in range(len(specs))]
-  sequences = len(client_pass.inputs)
-  for _ in range(sequences):
+  sequences = [
+    isinstance(ref.type_signature, tff.SequenceType)
+    for ref in client_pass.inputs
+  ]
+  for _ in range(sum(sequences)):
     names += [f'examples/{name}' for name in task.data.train.element_spec]
     # Batches that lie one after the other need no order.
     names += [] if data.block_shape else ['examples/order']
-  for _ in range(sequences):
+  names += [f'client_state_{i}' for i in range(sequences.count(False))]
+  for _ in range(sum(sequences)):
     names += [
       f'batches/{name}'
       for name in ('begin', 'counts', 'lengths', 'longest', 'repeats')

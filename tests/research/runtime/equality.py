@@ -187,17 +187,17 @@ class WithClients:
   """
 
   def __init__(self, process: stateful.StatefulProcess, clients: int):
-    self._process = process
+    self.process = process
     self._clients = clients
     self.computation = process.next
 
   def initialize(self) -> tuple[Any, list]:
-    own = [self._process.initial_client_state() for _ in range(self._clients)]
-    return self._process.initialize(), own
+    own = [self.process.initial_client_state() for _ in range(self._clients)]
+    return self.process.initialize(), own
 
   def next(self, state: tuple[Any, list], clients: Sequence[Any]):
     server, own = state
-    output = self._process.next(server, clients, own)
+    output = self.process.next(server, clients, own)
     both = output.state, list(output.client_states)
     return stateful.Output(both, output.metrics, None)
 
