@@ -5,7 +5,8 @@
     --fine_tuning_epochs=5 --fine_tuning_learning_rate=0.01
 
 Each client that has training and test examples trains the global model on the
-first and is evaluated on the second (Wang et al. 2019, arXiv:1910.10252).
+first and is evaluated on the second (Wang et al. 2019, arXiv:1910.10252). After
+--algorithm=ditto it is each client's own model that is compared.
 Writes personalization.csv and a plot into the run directory.
 """
 
@@ -18,6 +19,7 @@ import tqdm
 from absl import flags
 
 from research import cli, finished_run, flag_values
+from research.algorithms import registry
 from research.training import atomic, personalization, plots, run_directory
 
 FLAGS = flags.FLAGS
@@ -63,6 +65,35 @@ def _write(path: pathlib.Path, outcomes: list[personalization.Outcome]) -> None:
   atomic.write_text(path, text.getvalue())
 
 
+def _own_models(
+  run: finished_run.FinishedRun,
+) -> personalization.OwnModels | None:
+  """The models that clients kept, if the run's algorithm has such."""
+  if not registry.ALGORITHMS[FLAGS.algorithm].has_own_models:
+    return None
+  flag_values.refuse_unused(
+    [flag.name for flag in (_EPOCHS, _RATE)],
+    f'by --algorithm={FLAGS.algorithm}',
+  )
+  return personalization.OwnModels(
+    run.task, run.evaluator, run.directory.client_states
+  )
+
+
+def _fine_tuner(run: finished_run.FinishedRun) -> personalization.FineTuner:
+  rate = _RATE.value
+  return personalization.FineTuner(
+    run.task,
+    run.evaluator,
+    personalization.Settings(
+      epochs=_EPOCHS.value,
+      learning_rate=FLAGS.client_learning_rate if rate is None else rate,
+      batch_size=FLAGS.client_batch_size,
+      seed=FLAGS.seed,
+    ),
+  )
+
+
 def main(argv: Sequence[str]) -> None:
   """Fine-tunes, prints a table, and writes a CSV file and a plot."""
   flag_values.refuse_arguments(argv)
@@ -74,19 +105,16 @@ def main(argv: Sequence[str]) -> None:
       'training and test examples: personalisation wants data whose clients '
       'have both, as those of --partition=natural.'
     )
-  rate = _RATE.value
-  tuner = personalization.FineTuner(
-    run.task,
-    run.evaluator,
-    personalization.Settings(
-      epochs=_EPOCHS.value,
-      learning_rate=FLAGS.client_learning_rate if rate is None else rate,
-      batch_size=FLAGS.client_batch_size,
-      seed=FLAGS.seed,
-    ),
-  )
+  adapt = _own_models(run) or _fine_tuner(run)
+  if isinstance(adapt, personalization.OwnModels):
+    clients = [client for client in clients if adapt.has(client)]
+    print("Each client's own model, as training left it.")
   outcomes = list(
-    tqdm.tqdm(tuner.run(clients), total=len(clients), unit='client')
+    tqdm.tqdm(
+      personalization.compare(run.task, run.evaluator, clients, adapt),
+      total=len(clients),
+      unit='client',
+    )
   )
   path = pathlib.Path(_OUTPUT.value or run.path / 'personalization.csv')
   _write(path, outcomes)

@@ -8,6 +8,7 @@ import tensorflow_federated as tff
 
 from research.aggregators import rejection
 from research.algorithms import (
+  ditto,
   fed_avg,
   fed_dyn,
   fed_nova,
@@ -60,6 +61,7 @@ class Algorithm:
     unused_flags: Flags without a meaning here; setting one is an error.
     hparams: Its own hyperparameters, each a flag, with their defaults.
     can_be_attacked: Whether it has a form whose clients change what they send.
+    has_own_models: Whether clients keep models of their own.
   """
 
   build: Callable[[ModelFn, Settings], stateful.AnyProcess]
@@ -67,6 +69,7 @@ class Algorithm:
   unused_flags: frozenset[str] = frozenset()
   hparams: Mapping[str, float] = dataclasses.field(default_factory=dict)
   can_be_attacked: bool = False
+  has_own_models: bool = False
 
 
 def _with(build, *names: str, **constants: Any):
@@ -98,6 +101,12 @@ _OWN_AGGREGATION = frozenset(['aggregator'])
 _UNIFORM = frozenset(['client_weighting'])
 
 ALGORITHMS: Mapping[str, Algorithm] = {
+  'ditto': Algorithm(
+    _with(ditto.build, *_LOCAL_TRAINING, 'model_aggregator'),
+    'Li et al. 2021, Algorithm 1',
+    hparams={'ditto_regularization': 0.1},
+    has_own_models=True,
+  ),
   'fed_avg': Algorithm(
     _with(fed_avg.build, *_LOCAL_TRAINING, 'model_aggregator', 'attacked'),
     'McMahan et al. 2017, Algorithm 1',

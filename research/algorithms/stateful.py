@@ -35,6 +35,8 @@ class StatefulProcess:
     get_model_weights: Of a state, as in TFF.
     get_hparams: Of a state, as in TFF.
     set_hparams: From a state and hyperparameters to a state, as in TFF.
+    has_own_models: Whether the clients' states are the trainable weights of
+      models of their own, whose metrics in training are `personal`.
   """
 
   initialize: tff.Computation
@@ -43,6 +45,7 @@ class StatefulProcess:
   get_model_weights: tff.Computation
   get_hparams: tff.Computation
   set_hparams: tff.Computation
+  has_own_models: bool = False
 
 
 AnyProcess = (

@@ -30,6 +30,9 @@ from research.training import metrics as metrics_lib
 from research.training import progress as progress_lib
 from research.training import trackers as trackers_lib
 
+# What clients' own models come to while they are trained.
+_PERSONAL = 'personal'
+
 TIMING_COLUMNS = (
   'round',
   'train_seconds',
@@ -86,14 +89,18 @@ def metric_names(task: task_lib.Task) -> tuple[str, ...]:
   return ('loss', 'accuracy') if task.kind == 'classification' else ('loss',)
 
 
-def columns(task: task_lib.Task, has_faults: bool = False) -> tuple[str, ...]:
+def columns(
+  task: task_lib.Task, has_faults: bool = False, has_own_models: bool = False
+) -> tuple[str, ...]:
   """The columns of metrics.csv.
 
   Args:
     task: What is learned.
     has_faults: Whether clients fail, lag or lie.
+    has_own_models: Whether clients have models of their own.
   """
-  splits = ['train', 'validation', 'test']
+  splits = ['train', *([_PERSONAL] if has_own_models else [])]
+  splits += ['validation', 'test']
   if task.data.validation is None:
     splits.remove('validation')
   return (
@@ -270,7 +277,8 @@ class TrainingLoop:
   @property
   def columns(self) -> tuple[str, ...]:
     """The columns of metrics.csv."""
-    return columns(self.task, self._faults.any)
+    own = getattr(self.process, 'has_own_models', False)
+    return columns(self.task, self._faults.any, own)
 
   def _is_due(self, round_num: int, period: int) -> bool:
     return round_num % period == 0 or round_num == self.config.total_rounds
@@ -384,7 +392,13 @@ class TrainingLoop:
     }
     # Keras' mean over no examples is 0, which would look like a result.
     if train['num_examples']:
-      row |= {f'train_{name}': train[name] for name in metric_names(self.task)}
+      for kind in ('train', _PERSONAL):
+        found = metrics['client_work'].get(kind, {})
+        row |= {
+          f'{kind}_{name}': found[name]
+          for name in metric_names(self.task)
+          if name in found
+        }
     return row
 
   def evaluate(self, state: Any) -> dict[str, float]:

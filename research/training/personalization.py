@@ -1,19 +1,20 @@
-"""Personalisation by fine-tuning: each client trains the global model on.
+"""Personalisation: the global model beside one of the client's own.
 
-Wang et al. 2019, "Federated Evaluation of On-device Personalization",
-arXiv:1910.10252, Section 2: a client's metrics on its test data are taken with
-the global model and again after some epochs of SGD on its training data.
+By fine-tuning: Wang et al. 2019, "Federated Evaluation of On-device
+Personalization", arXiv:1910.10252, Section 2. A client's metrics on its test
+data are taken with the global model and again after some epochs of SGD on its
+training data. Or with the models that clients kept in training.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from datasets import federated_data
 from research.tasks import task as task_lib
-from research.training import evaluation
+from research.training import atomic, client_states, evaluation
 
 # Keeps the order of fine-tuning apart from other draws of the same seed.
 _STREAM = 0x66696E
@@ -62,7 +63,7 @@ def candidates(data: federated_data.FederatedData) -> list[str]:
 
 
 class FineTuner:
-  """Fine-tunes an evaluator's model for one client after the other."""
+  """Fine-tunes an evaluator's model on one client, when it is called."""
 
   def __init__(
     self,
@@ -70,12 +71,11 @@ class FineTuner:
     evaluator: evaluation.Evaluator,
     settings: Settings,
   ):
-    """Prepares the fine-tuning of the weights that the evaluator has now.
+    """Prepares the fine-tuning.
 
     Args:
       task: What is learned.
-      evaluator: Its model is trained, and has the global weights again whenever
-        no client is being worked on.
+      evaluator: Its model is trained.
       settings: How.
     """
     self._task = task
@@ -83,7 +83,6 @@ class FineTuner:
     self._settings = settings
     self._loss = task.build_loss()
     self._step = tf.function(self._train_step, reduce_retracing=True)
-    self._initial = [v.numpy() for v in evaluator.model.variables]
 
   def _train_step(self, batch):
     batch = self._task.preprocess(batch)
@@ -95,7 +94,8 @@ class FineTuner:
     for variable, gradient in zip(variables, gradients, strict=True):
       variable.assign_sub(self._settings.learning_rate * gradient)
 
-  def _fine_tune(self, client_id: str) -> None:
+  def __call__(self, client_id: str) -> None:
+    """Trains the model on from the weights that it has."""
     split = self._task.data.train
     arrays = split.client(client_id)
     batches = federated_data.client_batches(
@@ -107,29 +107,72 @@ class FineTuner:
     for batch in batches:
       self._step({k: tf.constant(a[batch]) for k, a in arrays.items()})
 
-  def run(self, client_ids: list[str]) -> Iterator[Outcome]:
-    """Yields the outcome of each client.
+
+class OwnModels:
+  """Gives an evaluator's model the weights that a client kept (Ditto)."""
+
+  def __init__(
+    self,
+    task: task_lib.Task,
+    evaluator: evaluation.Evaluator,
+    directory: atomic.Path,
+  ):
+    """Finds the models.
 
     Args:
-      client_ids: Some of `candidates`.
+      task: What is learned.
+      evaluator: Its model gets the weights.
+      directory: The run's `client_states`.
     """
-    data, model = self._task.data, self._evaluator.model
-    for client_id in client_ids:
-      split = data.test.subset([client_id])
-      before = self._evaluator.evaluate(split)
-      try:
-        self._fine_tune(client_id)
-        after = self._evaluator.evaluate(split)
-      finally:
-        for variable, value in zip(model.variables, self._initial, strict=True):
-          variable.assign(value)
-      yield Outcome(
-        client_id,
-        data.train.num_examples[client_id],
-        data.test.num_examples[client_id],
-        before,
-        after,
-      )
+    self._split = task.data.train
+    self._variables = evaluator.model.trainable_variables
+    self._states = client_states.ClientStates(
+      directory, [v.numpy() for v in self._variables]
+    )
+
+  def has(self, client_id: str) -> bool:
+    """Whether a client was ever asked, and so has a model of its own."""
+    return bool(self._states.rounds(self._split.position(client_id)))
+
+  def __call__(self, client_id: str) -> None:
+    """Puts the client's weights into the model."""
+    own = self._states.read(self._split.position(client_id))
+    for variable, value in zip(self._variables, own, strict=True):
+      variable.assign(value)
+
+
+def compare(
+  task: task_lib.Task,
+  evaluator: evaluation.Evaluator,
+  client_ids: Sequence[str],
+  adapt: Callable[[str], None],
+) -> Iterator[Outcome]:
+  """Yields the outcome of each client.
+
+  Args:
+    task: What is learned.
+    evaluator: Has the global weights, and has them again after each client.
+    client_ids: Some of `candidates`.
+    adapt: Changes the evaluator's model for a client.
+  """
+  variables = evaluator.model.variables
+  initial = [variable.numpy() for variable in variables]
+  for client_id in client_ids:
+    split = task.data.test.subset([client_id])
+    before = evaluator.evaluate(split)
+    try:
+      adapt(client_id)
+      after = evaluator.evaluate(split)
+    finally:
+      for variable, value in zip(variables, initial, strict=True):
+        variable.assign(value)
+    yield Outcome(
+      client_id,
+      task.data.train.num_examples[client_id],
+      task.data.test.num_examples[client_id],
+      before,
+      after,
+    )
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, dict[str, float]]:

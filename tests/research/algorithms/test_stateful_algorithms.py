@@ -247,3 +247,61 @@ def test_what_does_not_fit_is_refused(runtime, task):
     build('scaffold', task, runtime, ('momentum', RATE, {}))
   with pytest.raises(local_training.UnsuitableError, match='above 0'):
     build('fed_dyn', task, runtime, dynamic_regularization=0.0)
+
+
+def ditto(task, runtime, strength):
+  settings = registry.Settings(
+    client_optimizer=optimizers.build('sgd', RATE),
+    server_optimizer=optimizers.build('sgd', 1.0),
+    client_weighting=tff.learning.ClientWeighting.NUM_EXAMPLES,
+    loop_implementation=runtime.loop_implementation,
+    hparams={'ditto_regularization': strength},
+  )
+  process = registry.ALGORITHMS['ditto'].build(task.model_fn, settings)
+  plain = registry.ALGORITHMS['fed_avg'].build(
+    task.model_fn, dataclasses.replace(settings, hparams={})
+  )
+  prepared = runtime.prepare(process, task)
+  return Run.start(prepared, task.data.train.client_ids), plain
+
+
+@pytest.mark.parametrize('strength', [0.0, 0.8])
+def test_ditto_equals_the_reference(runtime, task, strength):
+  run, plain = ditto(task, runtime, strength)
+  state = plain.initialize()
+  own = dict.fromkeys(task.data.train.client_ids, START)
+  for cohort in some_rounds(task):
+    server = np.asarray(plain.get_model_weights(state).trainable[0])
+    for name, client in clients(task, cohort).items():
+      for batch in client.batches:
+        (g,) = numpy_reference.linear_gradient(
+          [own[name]], client.x[batch], client.y[batch]
+        )
+        own[name] = own[name] - RATE * (g + strength * (own[name] - server))
+    run.next(runtime, task, cohort)
+    data = [
+      runtime.client_data(task.data.train, name, batches)
+      for name, batches in cohort.items()
+    ]
+    state = plain.next(state, data).state
+    # The global model is that of FedAvg.
+    expected = plain.get_model_weights(state).trainable[0]
+    np.testing.assert_array_equal(run.weights, expected)
+    for name, expected in own.items():
+      np.testing.assert_allclose(run.own[name][0], expected, atol=3e-6)
+
+
+def test_dittos_own_models_end_where_algebra_says(runtime, task):
+  """v_k minimises F_k(v) + lambda / 2 ||v - w||^2 at the last w."""
+  run, _ = ditto(task, runtime, 0.8)
+  for _ in range(150):
+    run.next(runtime, task, full_batch(task, 6))
+  for name in run.own:
+    x, y = task.data.train.client(name).values()
+    x, y = x.astype(np.float64), y.reshape(-1, 1)
+    matrix = 2 * x.T @ x / len(x) + 0.8 * np.eye(3)
+    vector = 2 * x.T @ y / len(x) + 0.8 * run.weights
+    expected = np.linalg.solve(matrix, vector)
+    np.testing.assert_allclose(run.own[name][0], expected, atol=1e-5)
+  personal = run.metrics['client_work']['personal']['loss']
+  assert personal < run.metrics['client_work']['train']['loss']

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from research.training import evaluation, personalization
+from research.training import client_states, evaluation, personalization
 from tests import toy
 from tests.research.algorithms import numpy_reference
 
@@ -27,7 +27,8 @@ def outcomes(task, **changes):
   settings = personalization.Settings(2, 0.05, 3, seed=4)
   settings = dataclasses.replace(settings, **changes)
   tuner = personalization.FineTuner(task, evaluator, settings)
-  found = list(tuner.run(personalization.candidates(task.data)))
+  names = personalization.candidates(task.data)
+  found = list(personalization.compare(task, evaluator, names, tuner))
   np.testing.assert_array_equal(evaluator.model.variables[0], START)
   return found
 
@@ -73,6 +74,21 @@ def test_clients_without_training_or_test_examples_are_left_out(task):
   )
   known = task.data.train.client_ids
   assert names == [name for name in ['client_1'] if name in known]
+
+
+def test_own_models_are_those_of_the_newest_round(task, tmp_path):
+  evaluator = evaluation.Evaluator(task)
+  evaluator.set_leaves([START.astype(np.float32)])
+  own = np.ones([3, 1], np.float32)
+  states = client_states.ClientStates(tmp_path, [own])
+  states.write(3, {1: [own]}, [])
+  models = personalization.OwnModels(task, evaluator, tmp_path)
+  names = task.data.train.client_ids
+  assert [models.has(name) for name in names] == [False, True, False]
+  (outcome,) = personalization.compare(task, evaluator, names[1:2], models)
+  for metrics, weights in ((outcome.before, START), (outcome.after, own)):
+    expected = loss(task, names[1], weights)
+    np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
 
 
 def test_the_summary_counts_whom_it_helps():
