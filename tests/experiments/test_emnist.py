@@ -153,6 +153,27 @@ def test_personalize_fine_tunes_each_client(finished, tmp_path):
   assert 'wants data whose clients have both' in result.stderr
 
 
+def test_personalize_takes_the_models_that_ditto_kept(tmp_path):
+  flags = ('--algorithm=ditto', '--noexport', f'--root_output_dir={tmp_path}')
+  result = binary.run('emnist', *binary.TINY, *flags)
+  assert result.returncode == 0, result.stderr
+  run = tmp_path / 'emnist'
+  rows = pd.read_csv(run / 'metrics.csv')
+  assert rows['personal_loss'].notna().all()
+  asked = {path.name for path in (run / 'client_states').iterdir()}
+  result = binary.run('personalize', f'--run_dir={run}')
+  assert result.returncode == 0, result.stderr
+  assert "Each client's own model" in result.stdout
+  assert 0 < len(pd.read_csv(run / 'personalization.csv')) <= len(asked)
+  result = binary.run(
+    'personalize', f'--run_dir={run}', '--fine_tuning_epochs=2'
+  )
+  assert result.returncode == 2
+  assert (
+    '--fine_tuning_epochs is not used by --algorithm=ditto' in result.stderr
+  )
+
+
 def test_evaluate_takes_own_data_with_fewer_classes(finished, tmp_path):
   path = tmp_path / 'own.csv'
   write_own_file(path)
