@@ -42,6 +42,7 @@ PARTITIONS = {
   'shards': 'sorted by label, a few shards for each client (McMahan 2017)',
   'dirichlet': 'each label divided by a Dirichlet draw',
   'power_law': 'two labels for each client, sizes by a power law (FedProx)',
+  'classes': 'some labels for each client, divided equally (NIID-Bench)',
   'quantity_skew': 'labels at random, sizes by a Dirichlet draw',
 }
 NATURAL_PARTITIONS = ('natural', 'writer')
@@ -61,6 +62,7 @@ class LoadConfig:
     shards_per_client: For shards.
     dirichlet_alpha: For dirichlet.
     power_law_exponent: For power_law; 0 is equal sizes.
+    classes_per_client: For classes.
     quantity_skew_alpha: For quantity_skew.
     seed: Decides the partition and the validation data.
     validation_examples: How many training examples to hold out.
@@ -83,6 +85,7 @@ class LoadConfig:
   shards_per_client: int = 2
   dirichlet_alpha: float = 0.5
   power_law_exponent: float = 1.0
+  classes_per_client: int = 2
   quantity_skew_alpha: float = 0.5
   seed: int = 0
   validation_examples: int = 0
@@ -189,6 +192,7 @@ def _divide(
     'shards': {'shards_per_client': config.shards_per_client},
     'dirichlet': {'alpha': config.dirichlet_alpha},
     'power_law': {'exponent': config.power_law_exponent},
+    'classes': {'classes_per_client': config.classes_per_client},
     'quantity_skew': {'alpha': config.quantity_skew_alpha},
   }
   function = getattr(partition, how)

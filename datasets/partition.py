@@ -5,6 +5,7 @@ example indices of each client. Every example goes to exactly one client.
 """
 
 import collections
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -107,32 +108,74 @@ def power_law(
   _check_clients(labels, num_clients)
   if exponent < 0:
     raise ValueError(f'exponent must not be negative, given {exponent}.')
-  classes = np.unique(labels)
-  if not 1 <= classes_per_client <= len(classes):
-    raise ValueError(
-      f'classes_per_client must be 1 to {len(classes)}, given '
-      f'{classes_per_client}.'
-    )
-  if num_clients + classes_per_client - 1 < len(classes):
+  values = np.unique(labels)
+  _check_classes_per_client(classes_per_client, values)
+  if num_clients + classes_per_client - 1 < len(values):
     raise ValueError(
       f'{num_clients} clients of {classes_per_client} neighbouring classes do '
-      f'not reach all {len(classes)} classes; give '
-      f'{len(classes) - classes_per_client + 1} clients or more.'
+      f'not reach all {len(values)} classes; give '
+      f'{len(values) - classes_per_client + 1} clients or more.'
     )
   rng = _rng(seed)
   weights = (1.0 + rng.permutation(num_clients)) ** -exponent
   parts = [[] for _ in range(num_clients)]
-  for position, label in enumerate(classes):
-    offsets = (position - np.arange(num_clients)) % len(classes)
+  for position, label in enumerate(values):
+    offsets = (position - np.arange(num_clients)) % len(values)
     holders = np.flatnonzero(offsets < classes_per_client)
     rows = rng.permutation(np.flatnonzero(labels == label))
-    if len(holders) > len(rows):
-      raise ValueError(
-        f'label {label} has {len(rows)} examples for {len(holders)} clients; '
-        'lower num_clients.'
-      )
+    _check_holders(label, rows, len(holders))
     sizes = apportion(len(rows), weights[holders], minimum=1)
     for holder, piece in zip(holders, _cut(rows, sizes), strict=True):
+      parts[holder].append(piece)
+  return _named([np.concatenate(part) for part in parts])
+
+
+def classes(
+  labels: np.ndarray,
+  num_clients: int,
+  *,
+  classes_per_client: int = 2,
+  seed: int,
+) -> ClientIndices:
+  """Gives each client the same number of labels and divides these equally.
+
+  The quantity-based label imbalance of NIID-Bench (Li et al. 2021,
+  https://arxiv.org/abs/2102.02079, section 4.1), there #C=k. As in its code,
+  label i goes to client i, both modulo their numbers, until all have one; a
+  client's other labels are drawn at random. Each label's examples are divided
+  at random, with sizes that differ by one at most, among its clients.
+
+  Args:
+    labels: [n].
+    num_clients: How many clients.
+    classes_per_client: Labels for each client.
+    seed: Decides the labels and the examples.
+
+  Returns:
+    Indices by client.
+  """
+  _check_clients(labels, num_clients)
+  values = np.unique(labels)
+  _check_classes_per_client(classes_per_client, values)
+  if num_clients * classes_per_client < len(values):
+    raise ValueError(
+      f'{num_clients} clients of {classes_per_client} classes do not reach all '
+      f'{len(values)} classes; give '
+      f'{math.ceil(len(values) / classes_per_client)} clients or more.'
+    )
+  rng = _rng(seed)
+  has = np.zeros([num_clients, len(values)], bool)
+  turns = np.arange(max(has.shape))
+  has[turns % num_clients, turns % len(values)] = True
+  for row in has:
+    missing = classes_per_client - row.sum()
+    row[rng.choice(np.flatnonzero(~row), missing, replace=False)] = True
+  parts = [[] for _ in range(num_clients)]
+  for label, holders in zip(values, has.T, strict=True):
+    rows = rng.permutation(np.flatnonzero(labels == label))
+    _check_holders(label, rows, holders.sum())
+    pieces = np.array_split(rows, holders.sum())
+    for holder, piece in zip(np.flatnonzero(holders), pieces, strict=True):
       parts[holder].append(piece)
   return _named([np.concatenate(part) for part in parts])
 
@@ -214,6 +257,21 @@ def _check_clients(
     raise ValueError(
       f'{len(labels)} examples cannot be divided into {parts} {what}; '
       f'give 1 to {len(labels)}.'
+    )
+
+
+def _check_classes_per_client(number: int, values: np.ndarray) -> None:
+  if not 1 <= number <= len(values):
+    raise ValueError(
+      f'classes_per_client must be 1 to {len(values)}, given {number}.'
+    )
+
+
+def _check_holders(label: int, rows: np.ndarray, holders: int) -> None:
+  if holders > len(rows):
+    raise ValueError(
+      f'label {label} has {len(rows)} examples for {holders} clients; lower '
+      'num_clients.'
     )
 
 

@@ -10,6 +10,7 @@ for 28x28x1 images and are tested.
   reddi_cnn            1,206,590 with 62 classes; dropout.
   ddp_cnn              1,018,174 with 62 classes; dropout.
   lenet5               61,706 with 10 classes, also on 32x32x1.
+  niid_bench_cnn       44,426 with 10 classes.
   autoencoder          2,837,314; its output has the shape of its input.
   resnet_gn            78,042 with 10 classes on 32x32x3: ResNet-8, group norm.
   resnet18_gn          11,173,962 with 10 classes on 32x32x3.
@@ -193,6 +194,25 @@ def _lenet5(input_shape: Shape, num_classes: int, seed: int) -> tf.keras.Model:
   return tf.keras.Model(inputs, logits, name='lenet5')
 
 
+def _niid_bench_cnn(
+  input_shape: Shape, num_classes: int, seed: int
+) -> tf.keras.Model:
+  """The CNN of NIID-Bench (Li et al. 2021, arXiv:2102.02079, section 5).
+
+  Its sizes are LeNet-5's, with ReLU, max pooling and no padding.
+  """
+  inputs = tf.keras.Input(input_shape, name='image')
+  hidden = inputs
+  for number, filters in enumerate((6, 16), 1):
+    hidden = _conv(seed, f'conv_{number}', filters, 5)(hidden)
+    hidden = tf.keras.layers.MaxPooling2D(name=f'pool_{number}')(hidden)
+  hidden = tf.keras.layers.Flatten(name='flatten')(hidden)
+  hidden = _dense(seed, 'dense_1', 120, 'relu')(hidden)
+  hidden = _dense(seed, 'dense_2', 84, 'relu')(hidden)
+  logits = _dense(seed, 'logits', num_classes)(hidden)
+  return tf.keras.Model(inputs, logits, name='niid_bench_cnn')
+
+
 def _autoencoder(
   input_shape: Shape, num_classes: int, seed: int
 ) -> tf.keras.Model:
@@ -221,6 +241,7 @@ MODELS: Mapping[str, Callable[[Shape, int, int], tf.keras.Model]] = {
   'reddi_cnn': _reddi_cnn,
   'ddp_cnn': _ddp_cnn,
   'lenet5': _lenet5,
+  'niid_bench_cnn': _niid_bench_cnn,
   'autoencoder': _autoencoder,
   'resnet_gn': resnet.build_resnet8,
   'resnet18_gn': resnet.build_resnet18,
@@ -232,6 +253,7 @@ _SMALLEST_SIDE = {
   'reddi_cnn': 6,
   'ddp_cnn': 8,
   'lenet5': 12,
+  'niid_bench_cnn': 16,
   'resnet_gn': 4,
   'resnet18_gn': 8,
 }

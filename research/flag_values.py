@@ -18,6 +18,7 @@ _DIVISION_FLAGS = (
   'shards_per_client',
   'dirichlet_alpha',
   'power_law_exponent',
+  'classes_per_client',
   'quantity_skew_alpha',
   'validation_examples',
   'validation_by',

@@ -46,6 +46,8 @@ class DataFlags:
     define('float', 'dirichlet_alpha', 0.5, 'For dirichlet; small is skewed.')
     text = 'For power_law; 0 is equal sizes.'
     define('float', 'power_law_exponent', 1.0, text)
+    text = 'Labels of each client, for --partition=classes.'
+    define('integer', 'classes_per_client', 2, text)
     text = 'For quantity_skew; small is skewed.'
     define('float', 'quantity_skew_alpha', 0.5, text)
     text = 'Training examples that are held out.'
@@ -92,6 +94,7 @@ class DataFlags:
       'shards': ['shards_per_client'],
       'dirichlet': ['dirichlet_alpha'],
       'power_law': ['power_law_exponent'],
+      'classes': ['classes_per_client'],
       'quantity_skew': ['quantity_skew_alpha'],
     }
     mine = used.get(how, [])

@@ -57,6 +57,13 @@ def test_settings_reach_the_partition():
   assert max(labels) <= 2
   many = _load('synthetic_mnist', partition='shards', shards_per_client=20)
   assert len(np.unique(many.train.client('client_0000')['y'])) > 5
+  two = _load('synthetic_mnist', partition='classes', num_clients=10)
+  three = _load(
+    'synthetic_mnist', partition='classes', num_clients=10, classes_per_client=3
+  )
+  for data, number in ((two, 2), (three, 3)):
+    held = np.unique(data.train.client('client_0000')['y'])
+    assert len(held) == number
   for partition, setting in (
     ('dirichlet', 'dirichlet_alpha'),
     ('power_law', 'power_law_exponent'),

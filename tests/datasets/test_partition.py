@@ -13,6 +13,7 @@ FUNCTIONS = {
   'shards': functools.partial(partition.shards, shards_per_client=2),
   'dirichlet': functools.partial(partition.dirichlet, alpha=0.3),
   'power_law': functools.partial(partition.power_law, exponent=1.2),
+  'classes': functools.partial(partition.classes, classes_per_client=2),
   'quantity_skew': functools.partial(partition.quantity_skew, alpha=0.3),
 }
 
@@ -121,6 +122,51 @@ def test_power_law_sizes_fall_as_told():
   assert {len(rows) for rows in equal.values()} == {2_000}
 
 
+def test_classes_by_hand():
+  # Three clients of one label each: labels 0, 1 and, again, 0.
+  labels = np.asarray([1, 0, 0, 1, 0, 0])
+  clients = partition.classes(labels, 3, classes_per_client=1, seed=0)
+  first, second, third = (rows.tolist() for rows in clients.values())
+  assert sorted(second) == [0, 3]
+  assert sorted(first + third) == [1, 2, 4, 5]
+  assert len(first) == len(third) == 2
+  # With all labels for each client nothing is left to chance but the rows.
+  clients = partition.classes(labels, 2, classes_per_client=2, seed=0)
+  counts = [np.bincount(labels[rows]).tolist() for rows in clients.values()]
+  assert counts == [[2, 1], [2, 1]]
+
+
+@pytest.mark.parametrize('num_clients, classes', [(5, 2), (10, 2), (25, 3)])
+@pytest.mark.parametrize('seed', range(5))
+def test_classes_gives_each_client_as_many(num_clients, classes, seed):
+  clients = partition.classes(
+    LABELS, num_clients, classes_per_client=classes, seed=seed
+  )
+  counts = np.asarray(
+    [np.bincount(LABELS[rows], minlength=10) for rows in clients.values()]
+  )
+  assert ((counts > 0).sum(axis=1) == classes).all()
+  for label, column in enumerate(counts.T):
+    held = column[column > 0]
+    assert held.sum() == np.count_nonzero(label == LABELS)
+    assert held.max() - held.min() <= 1
+  # Client i has label i, modulo 10; so no label goes without.
+  assert all(counts[k, k % 10] for k in range(num_clients))
+
+
+def test_classes_draws_the_other_label_uniformly():
+  others = np.zeros(10)
+  for seed in range(900):
+    clients = partition.classes(
+      np.arange(10).repeat(20), 10, classes_per_client=2, seed=seed
+    )
+    (other,) = set(clients['client_0003'] // 20) - {3}
+    others[other] += 1
+  # Nine labels of 900 / 9 draws with standard deviation 9.4.
+  assert others[3] == 0
+  assert np.abs(np.delete(others, 3) - 100).max() < 4 * 9.4
+
+
 def test_quantity_skew_sizes_vary_and_labels_do_not():
   clients = partition.quantity_skew(LABELS, 20, alpha=0.5, seed=0)
   sizes = np.asarray([len(rows) for rows in clients.values()])
@@ -166,6 +212,22 @@ def test_apportion_by_hand():
     (
       lambda: partition.power_law(LABELS, 20, exponent=-1.0, seed=0),
       'exponent must not be negative',
+    ),
+    (
+      lambda: partition.classes(LABELS, 4, classes_per_client=2, seed=0),
+      'give 5 clients or more',
+    ),
+    (
+      lambda: partition.classes(LABELS, 5, classes_per_client=11, seed=0),
+      'classes_per_client must be 1 to 10, given 11',
+    ),
+    (
+      lambda: partition.classes(LABELS, 5, classes_per_client=0, seed=0),
+      'classes_per_client must be 1 to 10, given 0',
+    ),
+    (
+      lambda: partition.classes(LABELS, 5_000, classes_per_client=2, seed=0),
+      'lower num_clients',
     ),
   ],
 )

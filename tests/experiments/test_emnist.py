@@ -239,6 +239,7 @@ def test_dry_run_estimates_and_leaves_nothing(tmp_path):
     (['--client_momentum=0.9'], '--client_momentum is not used by'),
     (['--algorithm=fed_sgd', '--client_learning_rate=1'], 'is not used by'),
     (['--dirichlet_alpha=2'], 'is not used by --partition='),
+    (['--classes_per_client=3'], 'is not used by --partition='),
     (['--clients_per_round=500'], 'give a number from 1 to'),
     (['--task=autoencoder'], '--model=logistic_regression does not fit'),
     (['--task=character_recognition'], 'needs 62 classes'),

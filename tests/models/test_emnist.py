@@ -41,6 +41,8 @@ def weight_hash(model):
     ('ddp_cnn', GREY, 62, 1_018_174),
     ('lenet5', GREY, 10, 61_706),
     ('lenet5', (32, 32, 1), 10, 61_706),
+    ('niid_bench_cnn', GREY, 10, 44_426),
+    ('niid_bench_cnn', (32, 32, 3), 10, 62_006),
     ('autoencoder', GREY, 10, 2_837_314),
     ('resnet_gn', COLOUR, 10, 78_042),
     ('resnet18_gn', COLOUR, 10, 11_173_962),

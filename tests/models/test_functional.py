@@ -13,7 +13,8 @@ LOSS = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def arguments(name):
-  shape = (28, 28, 1) if name == 'lenet5' else (8, 8, 1)
+  large = name in ('lenet5', 'niid_bench_cnn')
+  shape = (28, 28, 1) if large else (8, 8, 1)
   return {'input_shape': shape, 'num_classes': 5, 'seed': 2}
 
 
