@@ -50,6 +50,89 @@ def test_every_flag_file_parses_and_names_its_paper(name):
     assert flags.FLAGS.client_learning_rate > 0
 
 
+# Accuracies of NIID-Bench's MNIST rows, and the partition's flags.
+NIID_ALGORITHMS = ('fed_avg', 'scaffold', 'fed_prox', 'fed_nova')
+NIID_BENCH = {
+  'iid': ((0.991, 0.992, 0.992, 0.990), {'partition': 'iid'}),
+  'dirichlet': (
+    (0.989, 0.990, 0.990, 0.988),
+    {'partition': 'dirichlet', 'dirichlet_alpha': 0.5},
+  ),
+  'two_classes': (
+    (0.966, 0.966, 0.967, 0.965),
+    {'partition': 'classes', 'classes_per_client': 2},
+  ),
+}
+NIID_SHARED = {
+  'dataset': 'mnist',
+  'model': 'niid_bench_cnn',
+  'partition_clients': 10,
+  'clients_per_round': 10,
+  'client_epochs_per_round': 10,
+  'client_batch_size': 64,
+}
+
+
+def test_niid_bench_has_no_cell_besides_its_table():
+  names = {name for name in TARGETS if name.startswith('niid_bench/')}
+  assert names == {
+    f'niid_bench/mnist_{partition}_{algorithm}'
+    for partition in NIID_BENCH
+    for algorithm in NIID_ALGORITHMS
+  }
+
+
+@pytest.mark.parametrize('partition', NIID_BENCH)
+@pytest.mark.parametrize('column', range(4))
+def test_a_cell_of_niid_bench_is_what_its_name_says(partition, column):
+  values, division = NIID_BENCH[partition]
+  algorithm = NIID_ALGORITHMS[column]
+  name = f'niid_bench/mnist_{partition}_{algorithm}'
+  target = paper_targets.read_target(PAPERS, name)
+  assert (target.target, target.at_round) == (values[column], 50)
+  expected = {**NIID_SHARED, **division, 'algorithm': algorithm}
+  # Scaffold takes plain steps alone; the paper's have momentum.
+  if algorithm == 'scaffold':
+    expected |= {'client_optimizer': 'sgd', 'client_learning_rate': 0.03}
+  else:
+    momentum = {'client_optimizer': 'momentum', 'client_momentum': 0.9}
+    expected |= momentum | {'client_learning_rate': 0.01}
+  full = f'--flagfile={target.flag_file}'
+  reduced = binary.ROOT / 'experiments' / 'niid_bench_reduced.flags'
+  with binary.parsed('emnist', full):
+    assert {key: flags.FLAGS[key].value for key in expected} == expected
+    assert flags.FLAGS.total_rounds == 50
+    assert not flags.FLAGS.validation_examples
+    saved = flags.FLAGS.flag_values_dict()
+  with binary.parsed('emnist', full, f'--flagfile={reduced}'):
+    small = flags.FLAGS.flag_values_dict()
+  # Everything else is the full scale's.
+  assert {k: v for k, v in small.items() if v != saved[k]} == {
+    'total_rounds': 10,
+    'rounds_per_evaluation': 10,
+    'validation_examples': 54_000,
+  }
+
+
+def test_the_page_on_niid_bench_has_the_numbers_of_its_table():
+  page = (binary.ROOT / 'docs' / 'niid_bench.md').read_text()
+  table = pd.read_csv(binary.ROOT / 'experiments' / 'niid_bench_reduced.csv')
+  measured = dict(zip(table['cell'], table['test_accuracy'], strict=True))
+  for partition, title in (
+    ('iid', 'IID'),
+    ('dirichlet', 'Dirichlet 0.5'),
+    ('two_classes', '#C=2'),
+  ):
+    cells = [title]
+    for value, algorithm in zip(
+      NIID_BENCH[partition][0], NIID_ALGORITHMS, strict=True
+    ):
+      reduced = measured.pop(f'mnist_{partition}_{algorithm}')
+      cells.append(f'{100 * reduced:.1f} ({100 * value:.1f})')
+    assert f'| {" | ".join(cells)} |\n' in page
+  assert not measured
+
+
 def test_the_flag_file_of_make_emnist_parses():
   path = binary.ROOT / 'experiments' / 'emnist.flags'
   with binary.parsed('emnist', f'--flagfile={path}'):
