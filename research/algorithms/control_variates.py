@@ -154,9 +154,7 @@ def build(
     )
   types = local_training.model_types(model_fn)
   trainable = types.weights.trainable
-  hparams = client_optimizer.get_hparams(
-    client_optimizer.initialize(tf.TensorSpec([], tf.float32))
-  )
+  hparams = local_training.hparams_of(client_optimizer)
 
   @tff.federated_computation
   def initial_hparams():

@@ -104,9 +104,7 @@ def build(
   Raises:
     UnsuitableError: If the paper gives no a_i for the client optimizer.
   """
-  hparams = client_optimizer.get_hparams(
-    client_optimizer.initialize(tf.TensorSpec([], tf.float32))
-  )
+  hparams = local_training.hparams_of(client_optimizer)
   if not set(hparams) <= _KNOWN_HPARAMS:
     raise local_training.UnsuitableError(
       'fed_nova normalises the steps of the client optimizers sgd and '

@@ -200,6 +200,15 @@ def specs(trainable: Sequence[Any]) -> tuple[tf.TensorSpec, ...]:
   return tuple(tf.TensorSpec(t.shape, t.dtype) for t in trainable)
 
 
+def hparams_of(
+  optimizer: tff.learning.optimizers.Optimizer,
+) -> collections.OrderedDict:
+  """The hyperparameters that an optimizer keeps in its state, by name."""
+  return optimizer.get_hparams(
+    optimizer.initialize(tf.TensorSpec([], tf.float32))
+  )
+
+
 def build_client_work(
   model_fn: ModelFn,
   *,
@@ -230,9 +239,7 @@ def build_client_work(
   types = model_types(model_fn)
   correct = correct or (lambda gradients, weights, initial: gradients)
   report = report or (lambda result, hparams: result.update)
-  hparams = optimizer.get_hparams(
-    optimizer.initialize(tf.TensorSpec([], tf.float32))
-  )
+  hparams = hparams_of(optimizer)
 
   @tff.federated_computation
   def initialize():

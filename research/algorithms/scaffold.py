@@ -66,9 +66,7 @@ def build(
   Raises:
     UnsuitableError: If the client optimizer is not SGD.
   """
-  hparams = client_optimizer.get_hparams(
-    client_optimizer.initialize(tf.TensorSpec([], tf.float32))
-  )
+  hparams = local_training.hparams_of(client_optimizer)
   if set(hparams) != {'learning_rate'}:
     raise local_training.UnsuitableError(
       'scaffold reads gradients off the steps of the client optimizer sgd; '
