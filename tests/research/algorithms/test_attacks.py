@@ -30,16 +30,23 @@ def build(name, task, runtime, attacked):
   return runtime.prepare(process, task)
 
 
-def run(runtime, task, process, factors=None):
-  """The weights after three rounds."""
-  state = process.initialize()
-  for cohort in cohorts(task.data.train, 3, epochs=2, batch_size=3):
-    arguments = [
+def arguments(runtime, task, rounds):
+  """The clients' data of each round."""
+  return [
+    [
       runtime.client_data(task.data.train, client, batches)
       for client, batches in cohort.items()
     ]
+    for cohort in cohorts(task.data.train, rounds, epochs=2, batch_size=3)
+  ]
+
+
+def run(runtime, task, process, factors=None):
+  """The weights after three rounds."""
+  state = process.initialize()
+  for data in arguments(runtime, task, 3):
     extra = [] if factors is None else [list(map(np.float32, factors))]
-    state = process.next(state, arguments, *extra).state
+    state = process.next(state, data, *extra).state
   return np.asarray(process.get_model_weights(state).trainable[0])
 
 
@@ -65,11 +72,7 @@ def test_sound_clients_train_as_without_attacks(runtime, task, name):
 def test_all_that_flip_the_sign_send_the_model_the_other_way(runtime, task):
   """The first round's step, turned round."""
   process = build('fed_avg', task, runtime, True)
-  cohort = next(iter(cohorts(task.data.train, 1, epochs=2, batch_size=3)))
-  data = [
-    runtime.client_data(task.data.train, client, batches)
-    for client, batches in cohort.items()
-  ]
+  (data,) = arguments(runtime, task, 1)
   start = process.initialize()
   first = np.asarray(process.get_model_weights(start).trainable[0])
   steps = {}
@@ -84,11 +87,7 @@ def test_all_that_flip_the_sign_send_the_model_the_other_way(runtime, task):
 def test_what_is_not_finite_is_dropped_and_counted(runtime, task):
   """The clients weigh 14, 8 and 24 examples; the second one is dropped."""
   process = build('fed_avg', task, runtime, True)
-  cohort = next(iter(cohorts(task.data.train, 1, epochs=2, batch_size=3)))
-  data = [
-    runtime.client_data(task.data.train, client, batches)
-    for client, batches in cohort.items()
-  ]
+  (data,) = arguments(runtime, task, 1)
   start = process.initialize()
   factors = [np.float32(1), np.float32(np.nan), np.float32(1)]
   broken = process.next(start, data, factors)
