@@ -26,7 +26,7 @@ class Rule(NamedTuple):
     correct: From a step's gradients, its weights, the server's weights, c_i and
       c to the gradients that the client's optimizer gets.
     change: From a client's model update (before minus after), its number of
-      steps, c_i, c and its learning rate to what is added to c_i.
+      steps, c and its learning rate to what is added to c_i.
     descend: From the mean model update and the new c to what the server's
       optimizer takes as its gradient.
     is_broadcast: Whether clients get c and send their change; where not, c is
@@ -34,7 +34,7 @@ class Rule(NamedTuple):
   """
 
   correct: Callable[[Tensors, Tensors, Tensors, Tensors, Tensors], Tensors]
-  change: Callable[[Tensors, tf.Tensor, Tensors, Tensors, tf.Tensor], Tensors]
+  change: Callable[[Tensors, tf.Tensor, Tensors, tf.Tensor], Tensors]
   descend: Callable[[Tensors, Tensors], Tensors]
   is_broadcast: bool
 
@@ -80,7 +80,6 @@ def _client_update(
       change = rule.change(
         _flat(result.update),
         result.num_steps,
-        own_flat,
         control,
         hparams['learning_rate'],
       )

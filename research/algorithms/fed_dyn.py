@@ -55,8 +55,8 @@ def build(
       for g, l_k, w, w_t in zip(gradients, own, weights, initial, strict=True)
     )
 
-  def change(update, num_steps, own, control, learning_rate):
-    del num_steps, own, control, learning_rate
+  def change(update, num_steps, control, learning_rate):
+    del num_steps, control, learning_rate
     return tuple(alpha * delta for delta in update)
 
   def descend(mean_update, control):

@@ -18,9 +18,8 @@ def _correct(gradients, weights, initial, own, control):
   )
 
 
-def _change(update, num_steps, own, control, learning_rate):
+def _change(update, num_steps, control, learning_rate):
   """Line 12, option II: c_i+ - c_i = (x - y_i) / (K eta_l) - c."""
-  del own
   distance = tf.cast(num_steps, tf.float32) * learning_rate
   return tuple(
     tf.math.divide_no_nan(delta, tf.cast(distance, delta.dtype)) - c
