@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
   """Fine-tunes, prints a table, and writes a CSV file and a plot."""
   flag_values.refuse_arguments(argv)
   run = finished_run.load(run_directory.RunDirectory.existing(_RUN_DIR.value))
-  clients = personalization.candidates(run.task.data)[: _CLIENTS.value]
+  clients = personalization.candidates(run.task.data)
   if not clients:
     raise flags.IllegalFlagValueError(
       f'No client of {run.task.data.name} ({run.task.data.partition}) has '
@@ -108,7 +108,13 @@ def main(argv: Sequence[str]) -> None:
   adapt = _own_models(run) or _fine_tuner(run)
   if isinstance(adapt, personalization.OwnModels):
     clients = [client for client in clients if adapt.has(client)]
+    if not clients:
+      raise flags.IllegalFlagValueError(
+        f'No client with test examples has a model of its own in {run.path}: '
+        'train for more rounds.'
+      )
     print("Each client's own model, as training left it.")
+  clients = clients[: _CLIENTS.value]
   outcomes = list(
     tqdm.tqdm(
       personalization.compare(run.task, run.evaluator, clients, adapt),

@@ -172,6 +172,10 @@ def test_personalize_takes_the_models_that_ditto_kept(tmp_path):
   assert (
     '--fine_tuning_epochs is not used by --algorithm=ditto' in result.stderr
   )
+  shutil.rmtree(run / 'client_states')
+  result = binary.run('personalize', f'--run_dir={run}')
+  assert result.returncode == 2
+  assert 'No client with test examples has a model of its own' in result.stderr
 
 
 def test_evaluate_takes_own_data_with_fewer_classes(finished, tmp_path):
