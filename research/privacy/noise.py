@@ -1,0 +1,150 @@
+"""Gaussian noise from a cryptographic generator, in TensorFlow operations.
+
+The bits are ChaCha20's (Nir and Langley 2018, RFC 8439, Section 2.3) and a
+function of a key that each round has for itself, so that whoever does not have
+the key cannot tell the noise from a true one. What no generator mends: normal
+numbers in floating point have gaps, by which an adversary who sees exact sums
+can learn more than the theory says (Mironov 2012, "On Significance of the Least
+Significant Bits for Differential Privacy"). Only the discrete mechanisms are
+free of this.
+"""
+
+import hashlib
+import math
+import secrets
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+GENERATOR = 'ChaCha20 (RFC 8439) and the Box-Muller transform in float64'
+
+KEY_SPEC = tf.TensorSpec([8], tf.uint32)
+
+# "expand 32-byte k" in little-endian words.
+_CONSTANTS = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)
+_WORDS_PER_BLOCK = 16
+# Two words make one number with the 53 bits of a float64.
+_NUMBERS_PER_BLOCK = _WORDS_PER_BLOCK // 2
+_DOUBLE_ROUNDS = 10
+
+
+def secure_key() -> np.ndarray:
+  """A key from the operating system's generator, uint32 [8]."""
+  return np.frombuffer(secrets.token_bytes(32), np.uint32)
+
+
+def insecure_key(seed: int, round_num: int) -> np.ndarray:
+  """A key that whoever knows the seed can make, uint32 [8]; protects nothing.
+
+  Args:
+    seed: The run's.
+    round_num: The round, counted from 1.
+  """
+  text = f'insecure noise key {seed} {round_num}'
+  return np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32)
+
+
+def no_key() -> np.ndarray:
+  """What stands where no key is: zeros, of which the noise is NaN."""
+  return np.zeros([8], np.uint32)
+
+
+def _rotate(x: tf.Tensor, bits: int) -> tf.Tensor:
+  left = tf.bitwise.left_shift(x, tf.constant(bits, tf.uint32))
+  right = tf.bitwise.right_shift(x, tf.constant(32 - bits, tf.uint32))
+  return tf.bitwise.bitwise_or(left, right)
+
+
+def _quarter_rounds(a, b, c, d):
+  """RFC 8439, Section 2.1, on all columns of four rows at once."""
+  for first, second in ((16, 12), (8, 7)):
+    a = a + b
+    d = _rotate(tf.bitwise.bitwise_xor(d, a), first)
+    c = c + d
+    b = _rotate(tf.bitwise.bitwise_xor(b, c), second)
+  return a, b, c, d
+
+
+def _double_round(a, b, c, d):
+  """RFC 8439, Section 2.3: the columns, then the diagonals."""
+  a, b, c, d = _quarter_rounds(a, b, c, d)
+  b, c, d = (tf.roll(x, -i, axis=0) for i, x in ((1, b), (2, c), (3, d)))
+  a, b, c, d = _quarter_rounds(a, b, c, d)
+  b, c, d = (tf.roll(x, i, axis=0) for i, x in ((1, b), (2, c), (3, d)))
+  return a, b, c, d
+
+
+@tf.function(jit_compile=True)
+def chacha20(key: tf.Tensor, nonce: tf.Tensor, num_blocks: int) -> tf.Tensor:
+  """The key stream, from block 0 on.
+
+  Args:
+    key: uint32 [8].
+    nonce: uint32 [3].
+    num_blocks: At most 2 ** 32.
+
+  Returns:
+    uint32 [16, num_blocks], the words of a block in a column.
+  """
+  shape = [4, num_blocks]
+
+  def column(words):
+    return tf.broadcast_to(words[:, tf.newaxis], shape)
+
+  counter = tf.cast(tf.range(num_blocks, dtype=tf.int64), tf.uint32)
+  initial = (
+    column(tf.constant(_CONSTANTS, tf.uint32)),
+    column(key[:4]),
+    column(key[4:]),
+    tf.concat(
+      [
+        counter[tf.newaxis],
+        tf.broadcast_to(nonce[:, tf.newaxis], [3, num_blocks]),
+      ],
+      axis=0,
+    ),
+  )
+  _, *final = tf.while_loop(
+    lambda i, *unused: i < _DOUBLE_ROUNDS,
+    lambda i, *rows: (i + 1, *_double_round(*rows)),
+    (0, *initial),
+  )
+  return tf.concat([x + y for x, y in zip(final, initial, strict=True)], axis=0)
+
+
+def _uniforms(words: tf.Tensor) -> tf.Tensor:
+  """float64 [n] in [0, 1) with 53 bits, of uint32 [2, n]."""
+  high = tf.bitwise.right_shift(words[0], tf.constant(5, tf.uint32))
+  low = tf.bitwise.right_shift(words[1], tf.constant(6, tf.uint32))
+  high, low = (tf.cast(tf.cast(x, tf.int64), tf.float64) for x in (high, low))
+  return (high * 2.0**26 + low) * 2.0**-53
+
+
+def standard_normals(key: tf.Tensor, stream: int, specs: Any) -> Any:
+  """Independent standard normal numbers.
+
+  Args:
+    key: uint32 [8], never used twice with the same stream; of zeros the
+      numbers are NaN, so that a forgotten key shows.
+    stream: At least 0; streams of one key are independent.
+    specs: A structure of float32 `tf.TensorSpec` with known shapes.
+
+  Returns:
+    Tensors of these specs.
+  """
+  flat = tf.nest.flatten(specs)
+  sizes = [math.prod(spec.shape.as_list()) for spec in flat]
+  blocks = max(1, math.ceil(sum(sizes) / _NUMBERS_PER_BLOCK))
+  nonce = tf.constant([stream, 0, 0], tf.uint32)
+  words = tf.reshape(chacha20(key, nonce, blocks), [4, -1])
+  radius = tf.sqrt(-2.0 * tf.math.log(1.0 - _uniforms(words[:2])))
+  angle = 2.0 * math.pi * _uniforms(words[2:])
+  normals = tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], axis=0)
+  is_keyed = tf.reduce_any(tf.not_equal(key, tf.constant(0, tf.uint32)))
+  normals = tf.where(is_keyed, normals, math.nan)
+  parts = tf.split(tf.cast(normals[: sum(sizes)], tf.float32), sizes)
+  return tf.nest.pack_sequence_as(
+    specs,
+    [tf.reshape(x, spec.shape) for x, spec in zip(parts, flat, strict=True)],
+  )
