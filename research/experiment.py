@@ -24,14 +24,15 @@ from research.tasks import task as task_lib
 from research.training import checkpoint as checkpoint_lib
 from research.training import client_states as client_states_lib
 from research.training import estimate as estimate_lib
-from research.training import faults as faults_lib
 from research.training import (
+  evaluation,
   interrupts,
   plots,
   private_rounds,
   run_directory,
   sampling,
 )
+from research.training import faults as faults_lib
 from research.training import loop as loop_lib
 from research.training import metrics as metrics_lib
 from research.training import progress as progress_lib
@@ -181,6 +182,9 @@ class Experiment:
         'versions': versions(),
         'git_revision': git_revision(),
       }
+      if task.kind == 'classification':
+        constant = evaluation.constant_class_accuracy(task.data.test)
+        config['constant_class_accuracy'] = constant
       if flags.FLAGS.from_config:
         saved = flag_values.read_saved(flags.FLAGS.from_config)
         flag_values.check_same_data(saved, config['data_sha256'])
