@@ -13,6 +13,11 @@ From the client's update inwards:
    and decode at the server. This is where bits are counted.
 5. Combine: the weighted mean, over plain or secure sums, or a robust rule.
    Last, since it needs what the server sees of every client.
+
+With differential privacy, clipping and combining are one last step: what the
+server has decoded of each client is clipped, summed and noised. Accounting
+takes the norm of what is summed for bounded, and a decoded update may be longer
+than the one that was encoded.
 """
 
 import tensorflow_federated as tff
@@ -21,6 +26,7 @@ from research.aggregators import (
   bits,
   clipping,
   compression,
+  dp,
   refusals,
   rejection,
   robust,
@@ -47,7 +53,8 @@ def build(settings: lib.Settings) -> tff.aggregators.WeightedAggregationFactory:
   if reason:
     raise ValueError(reason)
   codec = _codec(settings)
-  factory = _combine(settings)
+  is_private = settings.dp_mechanism != lib.NONE
+  factory = dp.build(settings) if is_private else _combine(settings)
   if codec is not None:
     factory = compression.CompressionFactory(codec, settings.seed, factory)
   # One vector: rules, codecs and rotations are about the whole update.
@@ -55,22 +62,29 @@ def build(settings: lib.Settings) -> tff.aggregators.WeightedAggregationFactory:
     codec is not None or settings.aggregator != lib.MEAN or settings.secure_sum
   ):
     factory = tff.aggregators.concat_factory(factory)
-  if settings.clipping == 'fixed':
-    count = secure.counts() if settings.secure_sum else None
-    factory = clipping.clip(factory, settings.clip_norm, count)
-  elif settings.clipping == 'adaptive':
-    factory = clipping.clip_adaptively(
-      factory,
-      settings.clip_norm,
-      settings.clip_quantile,
-      settings.clip_learning_rate,
-    )
-  if settings.zeroing:
-    factory = clipping.zero(factory)
+  if not is_private:
+    factory = _bound(settings, factory)
   factory = rejection.CountRejectedFactory(factory)
   return bits.MeasureUploadFactory(
     factory, lambda value_type: _upload_bits(settings, codec, value_type)
   )
+
+
+def _bound(
+  settings: lib.Settings, inner: tff.aggregators.WeightedAggregationFactory
+) -> tff.aggregators.WeightedAggregationFactory:
+  """Zeroes and clips updates before `inner`, as far as settings say."""
+  if settings.clipping == 'fixed':
+    count = secure.counts() if settings.secure_sum else None
+    inner = clipping.clip(inner, settings.clip_norm, count)
+  elif settings.clipping == 'adaptive':
+    inner = clipping.clip_adaptively(
+      inner,
+      settings.clip_norm,
+      settings.clip_quantile,
+      settings.clip_learning_rate,
+    )
+  return clipping.zero(inner) if settings.zeroing else inner
 
 
 def _codec(settings: lib.Settings) -> compression.Codec | None:

@@ -12,7 +12,13 @@ def refusal(settings: lib.Settings) -> str | None:
   Returns:
     The reason, as a sentence, or None if it is sound.
   """
-  checks = (_refused_range, _refused_robust, _refused_codec, _refused_secure)
+  checks = (
+    _refused_range,
+    _refused_private,
+    _refused_robust,
+    _refused_codec,
+    _refused_secure,
+  )
   return next(filter(None, (check(settings) for check in checks)), None)
 
 
@@ -33,6 +39,48 @@ def _refused_range(settings: lib.Settings) -> str | None:
   if not 0 < settings.top_k_fraction <= 1:
     value = settings.top_k_fraction
     return f'--top_k_fraction={value} must be above 0 and at most 1.'
+  return None
+
+
+def _refused_private(settings: lib.Settings) -> str | None:
+  if settings.dp_mechanism == lib.NONE:
+    if settings.clipping == 'per_layer':
+      return (
+        '--clipping=per_layer without --dp_mechanism: it is a part of the '
+        'private mean; fixed and adaptive bound updates without privacy.'
+      )
+    return None
+  name = f'--dp_mechanism={settings.dp_mechanism}'
+  if settings.noise_multiplier < 0:
+    return f'--noise_multiplier={settings.noise_multiplier} is below 0.'
+  if settings.clipping == lib.NONE:
+    return f'{name} needs --clipping, which bounds what one client can change.'
+  if settings.aggregator != lib.MEAN:
+    return (
+      f'{name} with --aggregator={settings.aggregator}: how much one client '
+      "can change the rule's result has no bound that noise could be made for."
+    )
+  if settings.zeroing:
+    return (
+      f'{name} with --zeroing: its threshold is a quantile of the clients '
+      'without noise, which no accounting covers; clipping bounds far too '
+      'large updates already.'
+    )
+  if settings.secure_sum:
+    return (
+      f'{name} with --secure_sum: noise is added by the server, who must see '
+      'the sum.'
+    )
+  if not settings.has_uniform_weights:
+    return (
+      f'{name} needs --client_weighting=uniform: weights by examples have no '
+      'bound, so that one client could change the mean by any amount.'
+    )
+  if settings.clipping == 'per_layer' and settings.compression != lib.NONE:
+    return (
+      f'--clipping=per_layer with --compression={settings.compression}: codecs '
+      'see an update as one vector; use --clipping=fixed.'
+    )
   return None
 
 

@@ -9,6 +9,9 @@ NONE = 'none'
 MEAN = 'mean'
 STOCK = 'stock'
 
+GAUSSIAN = 'gaussian'
+DP_MECHANISMS = (GAUSSIAN,)
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -37,6 +40,9 @@ class Settings:
     has_uniform_weights: Whether all clients weigh 1.
     runtime: A key of `research.runtime.registry.RUNTIMES`.
     seed: What random codes come from.
+    dp_mechanism: One of `DP_MECHANISMS`, or none.
+    noise_multiplier: Of the mechanism, in a round.
+    clipped_count_stddev: See `dp.AdaptiveClipQuery`.
   """
 
   aggregator: str = MEAN
@@ -60,6 +66,9 @@ class Settings:
   has_uniform_weights: bool = False
   runtime: str = 'in_process'
   seed: int = 0
+  dp_mechanism: str = NONE
+  noise_multiplier: float = 0.0
+  clipped_count_stddev: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +114,7 @@ CLIPPINGS: Mapping[str, tuple[str, ...]] = {
   NONE: (),
   'fixed': ('clip_norm',),
   'adaptive': ('clip_norm', 'clip_quantile', 'clip_learning_rate'),
+  'per_layer': ('clip_norm',),
 }
 
 
