@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import scipy.linalg
+import scipy.stats
 
 from research.privacy import matrix_factorization
 
@@ -94,3 +95,18 @@ def noise_covariance(strategy: matrix_factorization.Strategy) -> np.ndarray:
   else:
     noise = np.linalg.inv(toeplitz(strategy.coefficients))
   return noise @ noise.T
+
+
+def covariance_p_value(noises: np.ndarray, covariance: np.ndarray) -> float:
+  """Of normal noise [rounds, samples] if that is its covariance over rounds.
+
+  Whitened, the second moments over n samples are those of the identity, their
+  errors independent and nearly normal: of variance 1 / n, 2 / n on the
+  diagonal.
+  """
+  rounds, samples = noises.shape
+  white = np.linalg.solve(np.linalg.cholesky(covariance), noises)
+  errors = np.sqrt(samples) * (white @ white.T / samples - np.eye(rounds))
+  errors[np.diag_indices(rounds)] /= np.sqrt(2)
+  statistic = np.sum(errors[np.tril_indices(rounds)] ** 2)
+  return scipy.stats.chi2.sf(statistic, rounds * (rounds + 1) // 2)
