@@ -15,7 +15,7 @@ from absl import flags
 
 from datasets import load
 from models import emnist as models
-from research import cli, experiment, flag_values
+from research import cli, experiment, flag_values, runtime_flags
 from research import flags as flags_lib
 from research.tasks import emnist as tasks
 from research.tasks import task as task_lib
@@ -35,7 +35,7 @@ _DATA = flags_lib.DataFlags()
 GROUPS = experiment.FlagGroups(
   algorithm=flags_lib.AlgorithmFlags(),
   training=flags_lib.TrainingFlags(total_rounds=100, client_batch_size=10),
-  runtime=flags_lib.RuntimeFlags(),
+  runtime=runtime_flags.RuntimeFlags(),
   output=flags_lib.OutputFlags(experiment_name='emnist'),
 )
 flags.adopt_module_key_flags(flag_values)

@@ -10,7 +10,13 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from research import cli, experiment, flag_values, regression_flags
+from research import (
+  cli,
+  experiment,
+  flag_values,
+  regression_flags,
+  runtime_flags,
+)
 from research import flags as flags_lib
 from research.tasks import task as task_lib
 from research.training import regression_report
@@ -22,7 +28,7 @@ _MODEL = regression_flags.ModelFlags()
 GROUPS = experiment.FlagGroups(
   algorithm=flags_lib.AlgorithmFlags(),
   training=flags_lib.TrainingFlags(total_rounds=100, client_batch_size=0),
-  runtime=flags_lib.RuntimeFlags(),
+  runtime=runtime_flags.RuntimeFlags(),
   output=flags_lib.OutputFlags(experiment_name='linear_regression'),
 )
 flags.adopt_module_key_flags(flag_values)
@@ -43,6 +49,8 @@ def main(argv: Sequence[str]) -> None:
       return
     state = run.train()
     run.finish(state)
+    if not run.may_tell_of_clients:
+      return
     run.loop.evaluator.set_weights(run.loop.process.get_model_weights(state))
     values = flags.FLAGS
     descent = values.algorithm == 'fed_avg' and values.client_optimizer == 'sgd'

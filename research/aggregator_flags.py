@@ -58,6 +58,8 @@ _OTHERS = {
   ),
 }
 _NAMES = (*_CHOICES, *_OTHERS)
+# Stands for the noise multiplier while it is not known: small enough for all.
+_ANY_MULTIPLIER = 1e-3
 
 
 class AggregatorFlags:
@@ -71,11 +73,15 @@ class AggregatorFlags:
       bound = {'lower_bound': 1} if kind == 'integer' else {}
       flag_values.define(kind, name, getattr(default, name), text, **bound)
 
-  def get(self, algorithm: str) -> tff.aggregators.WeightedAggregationFactory:
+  def get(
+    self, algorithm: str, noise_multiplier: float | None = None
+  ) -> tff.aggregators.WeightedAggregationFactory:
     """Builds the aggregator.
 
     Args:
       algorithm: A key of `registry.ALGORITHMS`.
+      noise_multiplier: Of --dp_mechanism; None is that of the flag, or any if
+        it is yet to be found.
 
     Returns:
       What `registry.Settings` takes.
@@ -86,21 +92,34 @@ class AggregatorFlags:
     """
     unused = registry.ALGORITHMS[algorithm].unused_flags
     if 'aggregator' in unused:
-      flag_values.refuse_unused(_NAMES, f'by --algorithm={algorithm}')
+      names = [*_NAMES, 'dp_mechanism']
+      flag_values.refuse_unused(names, f'by --algorithm={algorithm}')
     _refuse_unused()
+    if noise_multiplier is None:
+      given = FLAGS.noise_multiplier
+      noise_multiplier = _ANY_MULTIPLIER if given is None else given
     settings = lib.Settings(
       **{name: FLAGS[name].value for name in _NAMES},
       clients_per_round=FLAGS.clients_per_round,
       has_fixed_cohorts=FLAGS.client_sampling == sampling.FIXED_SIZE,
-      has_uniform_weights=FLAGS.client_weighting == 'uniform'
-      and 'client_weighting' not in unused,
+      has_uniform_weights=_has_uniform_weights(unused),
       runtime=FLAGS.runtime,
       seed=FLAGS.seed,
+      dp_mechanism=FLAGS.dp_mechanism,
+      noise_multiplier=noise_multiplier,
+      clipped_count_stddev=FLAGS.clipped_count_stddev,
     )
     try:
       return compose.build(settings)
     except ValueError as error:
       raise flags.IllegalFlagValueError(str(error)) from error
+
+
+def _has_uniform_weights(unused: frozenset[str]) -> bool:
+  if 'client_weighting' in unused:
+    # A private mean takes no notice of the weights that the algorithm has.
+    return FLAGS.dp_mechanism != lib.NONE
+  return FLAGS.client_weighting == 'uniform'
 
 
 def _refuse_unused() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 from absl import flags, logging
 
-from research import flag_values
+from research import flag_values, runtime_flags
 from research import flags as flags_lib
 from research.algorithms import local_training, registry, stateful
 from research.export import exporter, parity
@@ -24,8 +24,15 @@ from research.tasks import task as task_lib
 from research.training import checkpoint as checkpoint_lib
 from research.training import client_states as client_states_lib
 from research.training import estimate as estimate_lib
+from research.training import (
+  evaluation,
+  interrupts,
+  plots,
+  private_rounds,
+  run_directory,
+  sampling,
+)
 from research.training import faults as faults_lib
-from research.training import interrupts, plots, run_directory, sampling
 from research.training import loop as loop_lib
 from research.training import metrics as metrics_lib
 from research.training import progress as progress_lib
@@ -93,7 +100,7 @@ class FlagGroups:
 
   algorithm: flags_lib.AlgorithmFlags
   training: flags_lib.TrainingFlags
-  runtime: flags_lib.RuntimeFlags
+  runtime: runtime_flags.RuntimeFlags
   output: flags_lib.OutputFlags
 
 
@@ -110,6 +117,7 @@ class Experiment:
     loop: loop_lib.TrainingLoop,
     output: flags_lib.OutputConfig,
     config: dict[str, Any],
+    privacy: private_rounds.PrivateRounds | None = None,
   ):
     """Use `start`."""
     self.run = run
@@ -117,7 +125,7 @@ class Experiment:
     self.loop = loop
     self._output = output
     self._config = config
-    self._round_num = loop.config.total_rounds
+    self._privacy = privacy
 
   @classmethod
   @contextlib.contextmanager
@@ -159,6 +167,9 @@ class Experiment:
         algorithm = groups.algorithm.get(runtime.loop_implementation)
         task = groups.runtime.apply(build_task())
         sampler = groups.training.sampler(task.data.train.client_ids)
+        privacy = groups.algorithm.privacy(task, run)
+        if privacy:
+          algorithm = _with_noise(groups.algorithm, algorithm, privacy)
       except ValueError as error:
         raise flags.IllegalFlagValueError(str(error)) from error
       print(describe(task), flush=True)
@@ -171,6 +182,9 @@ class Experiment:
         'versions': versions(),
         'git_revision': git_revision(),
       }
+      if task.kind == 'classification':
+        constant = evaluation.constant_class_accuracy(task.data.test)
+        config['constant_class_accuracy'] = constant
       if flags.FLAGS.from_config:
         saved = flag_values.read_saved(flags.FLAGS.from_config)
         flag_values.check_same_data(saved, config['data_sha256'])
@@ -184,9 +198,12 @@ class Experiment:
         groups.training.get(),
         run,
         groups.algorithm.faults(task),
+        privacy,
       )
       config |= _runtime_entries(runtime, saved, _rounds_done(run))
-      yield cls(run, task, loop, output, config)
+      if privacy:
+        config['privacy'] = _same_privacy(saved, privacy.entry())
+      yield cls(run, task, loop, output, config, privacy)
 
   def train(self) -> Any:
     """Trains from the newest checkpoint to the last round.
@@ -196,7 +213,12 @@ class Experiment:
     """
     done, state = self.loop.restore()
     self.run.write_config(self._config)
-    total = self.loop.config.total_rounds
+    total = self.loop.last_round_from(done)
+    if total < self.loop.config.total_rounds:
+      print(
+        f'The run ends after round {total}: the next one would exceed '
+        f'--max_epsilon={flags.FLAGS.max_epsilon:g}.'
+      )
     if done == total:
       print(f'{self.run.path} has all of its {total} rounds.')
     elif done:
@@ -224,6 +246,8 @@ class Experiment:
     rows = metrics_lib.read(self.run.metrics_csv)
     data = self.task.data
     plots.learning_curves(rows, self.run.plots)
+    if not self.may_tell_of_clients:
+      return
     plots.examples_per_client(
       data.train, self.run.plots / 'examples_per_client.png'
     )
@@ -235,6 +259,13 @@ class Experiment:
         self.task.class_names,
       )
 
+  @property
+  def may_tell_of_clients(self) -> bool:
+    """Whether clients' data may show in anything but the model."""
+    if self._privacy is None:
+      return True
+    return self._privacy.settings.allow_unaccounted_release
+
   def export(self, state: Any) -> None:
     """Exports the model of a state with its parity report and model card."""
     self.loop.evaluator.set_weights(self.loop.process.get_model_weights(state))
@@ -243,7 +274,7 @@ class Experiment:
       self.task,
       self.loop.evaluator.model,
       self._config,
-      self._round_num,
+      self.loop.last_round,
     )
     print(parity.summary(report))
 
@@ -310,6 +341,20 @@ def _continued(
   return config | {name: saved[name] for name in first if name in saved}
 
 
+def _same_privacy(
+  saved: dict[str, Any] | None, entry: dict[str, Any]
+) -> dict[str, Any]:
+  """Returns `entry` if it is that of the run so far."""
+  before = (saved or {}).get('privacy', entry)
+  if before != entry:
+    raise run_directory.ResumeError(
+      f'The run has {before}, these flags give {entry}: a run keeps its noise. '
+      'Give the flags that it was started with, --total_rounds included if '
+      '--target_epsilon finds the noise.'
+    )
+  return entry
+
+
 def _runtime_entries(
   runtime: runtimes.Runtime, saved: dict[str, Any] | None, done: int
 ) -> dict[str, Any]:
@@ -350,6 +395,18 @@ def _runtime_entries(
   return {'runtime': now} | ({'earlier_runtimes': earlier} if earlier else {})
 
 
+def _with_noise(
+  group: flags_lib.AlgorithmFlags,
+  chosen: tuple[registry.Algorithm, registry.Settings, loop_lib.Schedules],
+  privacy: private_rounds.PrivateRounds,
+) -> tuple[registry.Algorithm, registry.Settings, loop_lib.Schedules]:
+  """Puts the noise multiplier that was found into the aggregator."""
+  algorithm, settings, schedule = chosen
+  aggregator = group.private_aggregator(privacy.settings.noise_multiplier)
+  settings = dataclasses.replace(settings, model_aggregator=aggregator)
+  return algorithm, settings, schedule
+
+
 def _build_loop(
   task: task_lib.Task,
   sampler: sampling.ClientSampler,
@@ -358,6 +415,7 @@ def _build_loop(
   config: loop_lib.LoopConfig,
   run: run_directory.RunDirectory,
   faults: faults_lib.Faults,
+  privacy: private_rounds.PrivateRounds | None,
 ) -> loop_lib.TrainingLoop:
   algorithm, settings, schedule = chosen
   logging.info('Algorithm of %s', algorithm.paper)
@@ -386,4 +444,5 @@ def _build_loop(
     checkpoints,
     client_states,
     faults,
+    privacy,
   )

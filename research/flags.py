@@ -10,13 +10,23 @@ import tensorflow_federated as tff
 from absl import flags
 
 from datasets import load
-from models import mixed_precision
-from research import aggregator_flags, fault_flags, flag_values
+from research import (
+  aggregator_flags,
+  fault_flags,
+  flag_values,
+  privacy_flags,
+)
 from research.algorithms import optimizers, registry
-from research.runtime import accelerators
-from research.runtime import registry as runtimes
 from research.tasks import task as task_lib
-from research.training import faults, loop, sampling, schedules, trackers
+from research.training import (
+  faults,
+  loop,
+  private_rounds,
+  run_directory,
+  sampling,
+  schedules,
+  trackers,
+)
 
 FLAGS = flag_values.FLAGS
 define = flag_values.define
@@ -206,6 +216,7 @@ class AlgorithmFlags:
     self._server = OptimizerFlags('server', 1.0)
     self._aggregator = aggregator_flags.AggregatorFlags()
     self._faults = fault_flags.FaultFlags()
+    self._privacy = privacy_flags.PrivacyFlags()
 
   def get(
     self, loop_implementation: tff.learning.LoopImplementation
@@ -222,6 +233,7 @@ class AlgorithmFlags:
       unused.update(f'client_{key}' for key in optimizers.HPARAMS)
     refuse_unused(sorted(unused), f'by --algorithm={name}')
     client, server = self._client.get(), self._server.get()
+    self._privacy.check([client.schedule, server.schedule])
     weightings = {
       'examples': tff.learning.ClientWeighting.NUM_EXAMPLES,
       'uniform': tff.learning.ClientWeighting.UNIFORM,
@@ -247,6 +259,18 @@ class AlgorithmFlags:
         server=server.schedule,
       ),
     )
+
+  def privacy(
+    self, task: task_lib.Task, run: run_directory.RunDirectory
+  ) -> private_rounds.PrivateRounds | None:
+    """Returns what wraps private rounds; None without privacy."""
+    return self._privacy.get(task, run)
+
+  def private_aggregator(
+    self, noise_multiplier: float
+  ) -> tff.aggregators.WeightedAggregationFactory:
+    """Builds the aggregator with a noise multiplier that has been found."""
+    return self._aggregator.get(FLAGS.algorithm, noise_multiplier)
 
   def faults(self, task: task_lib.Task) -> faults.Faults:
     """Returns what goes wrong with the clients of a task."""
@@ -277,9 +301,12 @@ class TrainingFlags:
     enum(
       'client_sampling',
       sampling.FIXED_SIZE,
-      [sampling.FIXED_SIZE, sampling.POISSON],
-      'Fixed-size draws without replacement, or each client independently.',
+      sampling.SCHEMES,
+      'Fixed-size draws without replacement, or each client independently; '
+      'cyclic_poisson so with one of --min_separation groups after the other.',
     )
+    text = 'Rounds between two times of a client, for cyclic_poisson.'
+    define('integer', 'min_separation', None, text, lower_bound=1)
 
   def get(self) -> loop.LoopConfig:
     """Returns the loop's settings."""
@@ -289,100 +316,12 @@ class TrainingFlags:
   def sampler(self, client_ids: Sequence[str]) -> sampling.ClientSampler:
     """Returns what draws the cohorts from a population."""
     return sampling.ClientSampler(
-      client_ids, FLAGS.clients_per_round, FLAGS.client_sampling, FLAGS.seed
+      client_ids,
+      FLAGS.clients_per_round,
+      FLAGS.client_sampling,
+      FLAGS.seed,
+      FLAGS.min_separation,
     )
-
-
-class RuntimeFlags:
-  """Where and how the computations run."""
-
-  def __init__(self):
-    for name, default, choices, text in (
-      (
-        'runtime',
-        runtimes.DEFAULT,
-        sorted(runtimes.RUNTIMES),
-        "in_process is this process's TensorFlow, stock TFF's own C++ worker "
-        'on the CPU.',
-      ),
-      ('device', 'auto', accelerators.DEVICES, 'Where in_process computes.'),
-      ('xla', 'auto', runtimes.XLA, "Whether XLA compiles the clients' work."),
-      (
-        'client_plan',
-        'auto',
-        runtimes.CLIENT_PLANS,
-        "How a round's clients are trained in_process: one by one, in parallel "
-        'loops, or vectorised.',
-      ),
-    ):
-      enum(name, default, choices, text, free=True)
-    for name, text in (
-      ('clients_per_chunk', 'Clients vectorised together; automatic if None.'),
-      ('max_concurrent_clients', 'Clients trained at once; one per core.'),
-    ):
-      define('integer', name, None, text, lower_bound=1, free=True)
-    text = 'Refuse to run on the CPU.'
-    define('boolean', 'require_accelerator', False, text, free=True)
-    enum(
-      'mixed_precision',
-      mixed_precision.NONE,
-      [mixed_precision.NONE, *mixed_precision.FORMATS],
-      "Number format of the clients' work; their weights stay float32.",
-    )
-
-  def get(self) -> runtimes.Runtime:
-    """Returns the runtime, not yet started.
-
-    Raises:
-      flags.IllegalFlagValueError: If the runtime does not know a flag, or the
-        device is not there.
-    """
-    fields = [
-      field.name for field in dataclasses.fields(runtimes.RuntimeConfig)
-    ]
-    config = runtimes.RuntimeConfig(
-      **{name: FLAGS[name].value for name in fields}
-    )
-    if config.runtime == 'stock':
-      _refuse_for_stock(config)
-    elif config.client_plan == 'loop':
-      refuse_unused(['clients_per_chunk'], 'by --client_plan=loop')
-    try:
-      accelerators.resolve(
-        config.device, accelerators.probe(), config.require_accelerator
-      )
-    except accelerators.AcceleratorError as error:
-      raise flags.IllegalFlagValueError(str(error)) from error
-    return runtimes.build(config)
-
-  def apply(self, task: task_lib.Task) -> task_lib.Task:
-    """Returns the task in the number format that the flags ask for.
-
-    Raises:
-      ValueError: If the model does not allow it.
-    """
-    return task_lib.in_mixed_precision(task, FLAGS.mixed_precision)
-
-
-def _refuse_for_stock(config: runtimes.RuntimeConfig) -> None:
-  """Raises if a flag asks for what TFF's worker can't do."""
-  advice = 'use --runtime=in_process.'
-  if config.xla == 'on':
-    raise flags.IllegalFlagValueError(
-      '--runtime=stock --xla=on: the stock worker ignores XLA: its binary has '
-      f'no XLA compiler; {advice}'
-    )
-  if config.device not in ('auto', 'cpu'):
-    raise flags.IllegalFlagValueError(
-      f'--runtime=stock --device={config.device}: the stock worker is built '
-      f'for the CPU; {advice}'
-    )
-  if config.require_accelerator:
-    raise flags.IllegalFlagValueError(
-      '--runtime=stock --require_accelerator: the stock worker is built for '
-      f'the CPU; {advice}'
-    )
-  refuse_unused(['client_plan', 'clients_per_chunk'], 'by --runtime=stock')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -177,6 +177,7 @@ class ModelFlags:
     if not FLAGS.standardise or family != 'linear':
       standard['target'] = identity(tasks.num_predictors(data))
     if None in standard.values():
+      _refuse_if_private()
       found = tasks.standardise(data, family)
       for name, values in zip(('feature', 'target'), found, strict=True):
         if standard[name] is None:
@@ -188,6 +189,17 @@ class ModelFlags:
       linear.Features(standard['feature'], FLAGS.polynomial_degree),
       standard['target'],
       FLAGS.l2_penalty,
+    )
+
+
+def _refuse_if_private() -> None:
+  if FLAGS.dp_mechanism != 'none' and not FLAGS.allow_unaccounted_release:
+    raise flags.IllegalFlagValueError(
+      f'--dp_mechanism={FLAGS.dp_mechanism}: standardisation by the sums of '
+      'clients without noise. Give means and scales that are public, by '
+      '--feature_means, --feature_scales, --target_means and --target_scales, '
+      'or --nostandardise; or give --allow_unaccounted_release, of which the '
+      'model card then tells.'
     )
 
 

@@ -23,6 +23,7 @@ PARTS: Mapping[str, dict] = {
   'clipping=adaptive': {'clipping': 'adaptive', 'clip_norm': 1.0},
   **{f'compression={name}': {'compression': name} for name in lib.CODECS},
   'secure_sum': {'secure_sum': True},
+  'dp_mechanism=gaussian': {'dp_mechanism': lib.GAUSSIAN},
 }
 PARTS['aggregator=multi_krum']['selected_clients'] = 5
 
@@ -30,8 +31,8 @@ PARTS['aggregator=multi_krum']['selected_clients'] = 5
 def with_algorithm(part: str, algorithm: str, runtime: str) -> str | None:
   """Why an algorithm does not go with a part in a runtime.
 
-  A secure sum is tried with what it needs where the algorithm allows it:
-  fixed clipping and uniform weights.
+  A secure sum and a private mean are tried with what they need where the
+  algorithm allows it: fixed clipping and uniform weights.
 
   Args:
     part: A key of `PARTS`.
@@ -47,14 +48,15 @@ def with_algorithm(part: str, algorithm: str, runtime: str) -> str | None:
       return None
     return 'its clients send more than a model update.'
   chosen = dict(PARTS[part])
-  if chosen.get('secure_sum'):
+  is_private = 'dp_mechanism' in chosen
+  if is_private or chosen.get('secure_sum'):
     chosen |= PARTS['clipping=fixed']
   return refusals.refusal(
     lib.Settings(
       **_RUN,
       **chosen,
       runtime=runtime,
-      has_uniform_weights='client_weighting' not in unused,
+      has_uniform_weights=is_private or 'client_weighting' not in unused,
     )
   )
 
@@ -71,7 +73,7 @@ def with_aggregator(part: str, aggregator: str) -> str | None:
   """
   name, _, turn = part.partition(' --rotation=')
   chosen = PARTS[f'aggregator={aggregator}'] | PARTS[name]
-  if chosen.get('secure_sum'):
+  if chosen.get('secure_sum') or 'dp_mechanism' in chosen:
     chosen |= PARTS['clipping=fixed']
   if turn:
     chosen |= {'rotation': turn}

@@ -336,6 +336,12 @@ def event(aggregator_state: Any) -> dp_accounting.DpEvent:
   return tff.aggregators.differential_privacy.extract_dp_event_from_state(state)
 
 
+def clip_norm(aggregator_state: Any) -> Any:
+  """The norm to which the round that takes this state clips, float32."""
+  (state,) = _private_states(aggregator_state)
+  return state.query_state.clip_norm
+
+
 def _private_states(structure: Any) -> Iterator[Any]:
   if 'dp_event' in getattr(structure, '_fields', ()):
     yield structure

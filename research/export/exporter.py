@@ -1,5 +1,6 @@
 """From a trained model to what a run directory offers: SavedModel and card."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,6 +50,8 @@ def export_run(
     config,
   )
   card['parity'] = exported.verification
+  if run.privacy_json.exists():
+    card['privacy'] = json.loads(run.privacy_json.read_text())
   card['signatures'] = exported.signatures
   model_card.write(run.path, card)
   return exported.verification

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from research.export import parity
+from research.privacy import guarantee
 from research.training import atomic
 
 JSON_FILE = 'model_card.json'
@@ -38,8 +39,8 @@ def write(directory: atomic.Path, info: Mapping[str, Any]) -> None:
       signatures (optional): As in `saved_model.Exported`.
       model (optional): The SavedModel's path from `directory`; 'model' if
         absent.
-      privacy (optional): The privacy guarantee; without one the card says
-        that there is none.
+      privacy (optional): The content of privacy.json; without it the card
+        says that there is no privacy.
       Other keys (as parameters or git_revision) are listed as they are.
 
   Raises:
@@ -79,11 +80,12 @@ def _markdown(card: Mapping[str, Any]) -> str:
   overview = {
     'task': card['task'],
     **{key: value for key, value in card.items() if key not in shown},
-    'privacy': card['privacy'],
+    'privacy': _privacy(card['privacy']),
   }
   sections = [
     f'# Model card: {card["name"]}',
     _table(('', ''), overview.items()),
+    *_privacy_sections(card['privacy']),
     '## Data',
     _table(('', ''), card['data'].items()),
     '## Metrics',
@@ -100,6 +102,22 @@ def _markdown(card: Mapping[str, Any]) -> str:
     _table(('', 'version'), card['versions'].items()),
   ]
   return '\n\n'.join(section for section in sections if section) + '\n'
+
+
+def _privacy(privacy: Mapping[str, Any] | str) -> str:
+  if isinstance(privacy, str):
+    return privacy
+  epsilon = guarantee.round_up(privacy['epsilon'])
+  return (
+    f'({epsilon}, {privacy["delta"]:g})-differential privacy of clients; see '
+    'below'
+  )
+
+
+def _privacy_sections(privacy: Mapping[str, Any] | str) -> list[str]:
+  if isinstance(privacy, str):
+    return []
+  return ['## Privacy', privacy['statement']]
 
 
 def _example(card: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from research.training import (
   cohorts,
   evaluation,
   fault_injection,
+  private_rounds,
   run_directory,
   sampling,
   schedules,
@@ -90,7 +91,10 @@ def metric_names(task: task_lib.Task) -> tuple[str, ...]:
 
 
 def columns(
-  task: task_lib.Task, has_faults: bool = False, has_own_models: bool = False
+  task: task_lib.Task,
+  has_faults: bool = False,
+  has_own_models: bool = False,
+  is_private: bool = False,
 ) -> tuple[str, ...]:
   """The columns of metrics.csv.
 
@@ -98,6 +102,7 @@ def columns(
     task: What is learned.
     has_faults: Whether clients fail, lag or lie.
     has_own_models: Whether clients have models of their own.
+    is_private: Whether there is differential privacy.
   """
   splits = ['train', *([_PERSONAL] if has_own_models else [])]
   splits += ['validation', 'test']
@@ -115,6 +120,7 @@ def columns(
     bits.DOWNLOAD,
     'client_learning_rate',
     'server_learning_rate',
+    *(private_rounds.COLUMNS if is_private else ()),
   )
 
 
@@ -148,6 +154,7 @@ class TrainingLoop:
     checkpoints: checkpoint_lib.CheckpointManager,
     client_states: client_states_lib.ClientStates | None = None,
     faults: faults_lib.Faults | None = None,
+    privacy: private_rounds.PrivateRounds | None = None,
   ):
     """Prepares the loop; nothing runs yet.
 
@@ -161,6 +168,7 @@ class TrainingLoop:
       checkpoints: Where states are kept.
       client_states: Where the clients' states are kept, if they have any.
       faults: Which clients fail, lag or lie; None is none.
+      privacy: Wraps the rounds if the process's aggregator is private.
     """
     self.config = config
     self.task = task
@@ -172,10 +180,12 @@ class TrainingLoop:
     self._checkpoints = checkpoints
     self._client_states = client_states
     self._faults = faults or faults_lib.Faults()
+    self._privacy = privacy
     self._clients = self._faults.poisoned_split(
       task.data.train, task.data.num_classes
     )
     self._sampler = sampler
+    self.last_round = config.total_rounds
     self._ahead: concurrent.futures.Executor | None = None
     self._prepared: dict[int, concurrent.futures.Future] = {}
     # By round, as float32: what metrics.csv gives back to a resumed run.
@@ -228,6 +238,7 @@ class TrainingLoop:
       run_directory.ResumeError: If metrics.csv lacks rows before the start.
     """
     done, state = start
+    self.last_round = self.last_round_from(done)
     if self._client_states:
       self._client_states.go_back_to(done)
     metrics_csv.truncate_after(done)
@@ -243,12 +254,20 @@ class TrainingLoop:
     with self._preparing_ahead():
       return self._train(start, metrics_csv, timing_csv, trackers, progress)
 
+  def last_round_from(self, done: int) -> int:
+    """The last round of a run that goes on after round `done`."""
+    total = self.config.total_rounds
+    return self._privacy.last_round(done, total) if self._privacy else total
+
   def _train(self, start, metrics_csv, timing_csv, trackers, progress) -> Any:
     done, state = start
-    for round_num in range(done + 1, self.config.total_rounds + 1):
+    for round_num in range(done + 1, self.last_round + 1):
       begin = time.monotonic()
       state, row = self.train_round(state, round_num)
       trained = time.monotonic()
+      speed = row['examples'] / max(trained - begin, 1e-9)
+      if self._privacy:
+        row = self._privacy.public(row)
       if self._is_due(round_num, self.config.rounds_per_evaluation):
         row.update(self.evaluate(state))
       evaluated = time.monotonic()
@@ -270,7 +289,7 @@ class TrainingLoop:
         name: row.get(f'train_{name}') for name in metric_names(self.task)
       }
       shown['test accuracy'] = row.get('test_accuracy')
-      speed = row['examples'] / max(trained - begin, 1e-9)
+      shown['epsilon'] = row.get('epsilon')
       progress.update(round_num, shown, speed)
     return state
 
@@ -278,10 +297,11 @@ class TrainingLoop:
   def columns(self) -> tuple[str, ...]:
     """The columns of metrics.csv."""
     own = getattr(self.process, 'has_own_models', False)
-    return columns(self.task, self._faults.any, own)
+    is_private = self._privacy is not None
+    return columns(self.task, self._faults.any, own, is_private)
 
   def _is_due(self, round_num: int, period: int) -> bool:
-    return round_num % period == 0 or round_num == self.config.total_rounds
+    return round_num % period == 0 or round_num == self.last_round
 
   def train_round(self, state: Any, round_num: int) -> tuple[Any, dict]:
     """Trains one round.
@@ -306,23 +326,28 @@ class TrainingLoop:
       **cohort.faults,
     }
     state = self._apply_schedule(state, round_num, row)
-    if cohort.argument is None:
+    if cohort.argument is None and not self._privacy:
       return state, row
+    if self._privacy:
+      state = self._privacy.begin(state, round_num)
     output = self._next(state, cohort, round_num)
+    if self._privacy:
+      row |= self._privacy.end(state, output.state)
     row[bits.DOWNLOAD] = self._download_bits
     row.update(self._train_metrics(output.metrics))
     self._remember_loss(row)
     return output.state, row
 
   def _next(self, state: Any, cohort: cohorts.Cohort, round_num: int) -> Any:
+    data = cohort.argument or []
     if isinstance(self.process, attacks.AttackedProcess):
       factors = [np.float32(self._faults.factor(c)) for c in cohort.asked]
-      return self.process.next(state, cohort.argument, factors)
+      return self.process.next(state, data, factors)
     if self._client_states is None:
-      return self.process.next(state, cohort.argument)
+      return self.process.next(state, data)
     # Read only now: the round before may have had the same clients.
     before = [self._client_states.read(client) for client in cohort.asked]
-    output = self.process.next(state, cohort.argument, before)
+    output = self.process.next(state, data, before)
     after = dict(zip(cohort.asked, output.client_states, strict=True))
     self._client_states.write(round_num, after, self._checkpoints.rounds())
     return output

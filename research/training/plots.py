@@ -10,6 +10,7 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
+import matplotlib.axes
 import numpy as np
 from matplotlib import figure, ticker
 
@@ -66,8 +67,28 @@ def learning_curves(
       )
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.legend()
+    _draw_epsilon(axes, rows)
     paths.append(save(fig, directory / f'{name}.png'))
   return paths
+
+
+def _draw_epsilon(
+  axes: matplotlib.axes.Axes, rows: Sequence[Mapping[str, metrics.Cell]]
+) -> None:
+  """Adds what privacy was spent by each round, if there is any."""
+  spent = [row for row in rows if row.get('epsilon') is not None]
+  if not spent:
+    return
+  right = axes.twinx()
+  right.plot(
+    [row['round'] for row in spent],
+    [row['epsilon'] for row in spent],
+    color='grey',
+    linestyle='--',
+  )
+  right.set_ylim(bottom=0)
+  delta = spent[-1]['delta']
+  right.set_ylabel(f'epsilon at delta = {delta:g} (dashed)', color='grey')
 
 
 def before_and_after(

@@ -101,6 +101,16 @@ class RunDirectory:
     return self.path / 'client_states'
 
   @property
+  def privacy_journal(self) -> pathlib.Path:
+    """The rounds that released something, under differential privacy."""
+    return self.path / 'privacy_journal.txt'
+
+  @property
+  def privacy_json(self) -> pathlib.Path:
+    """The guarantee so far, under differential privacy."""
+    return self.path / 'privacy.json'
+
+  @property
   def plots(self) -> pathlib.Path:
     """The directory of the PNG files."""
     return self.path / 'plots'

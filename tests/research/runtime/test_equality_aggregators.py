@@ -18,7 +18,8 @@ from tensorflow_model_optimization.python.core.internal import (
   tensor_encoding as te,
 )
 
-from research.aggregators import compose, settings
+from research.aggregators import compose, dp, settings
+from research.privacy import noise
 from tests.research.runtime import equality
 
 CLIENTS = 5
@@ -63,6 +64,21 @@ PROJECT = {
   'zeroing_clipping': _composed(zeroing=True, **_clipped),
   'hadamard_qsgd': _composed(compression='qsgd', rotation='hadamard'),
   'fourier_uniform': _composed(compression='uniform', rotation='fourier'),
+  'private_mean': _composed(
+    dp_mechanism='gaussian', has_uniform_weights=True, **_clipped
+  ),
+  'private_adaptive': _composed(
+    dp_mechanism='gaussian',
+    has_uniform_weights=True,
+    clipping='adaptive',
+    clip_norm=6.0,
+  ),
+  'private_mean_of_codes': _composed(
+    dp_mechanism='gaussian',
+    has_uniform_weights=True,
+    compression='uniform',
+    **_clipped,
+  ),
   'median_of_codes': _composed(aggregator='median', compression='stochastic'),
 }
 JUMPING = {
@@ -225,6 +241,25 @@ def test_noise_has_the_same_distribution(stock_runtime, name):
     assert _is_alike(ours, theirs)
     assert ours.std() > 0
     assert not np.array_equal(ours, later)
+
+
+def test_a_key_gives_the_same_noise_in_both_runtimes(stock_runtime):
+  process = dp.factory(dp.AdaptiveClipQuery(1.0, 0.5, CLIENTS, 0.5, 1.0, 2.0))
+  process = process.create(
+    tff.TensorType(np.float32, [LARGE]), tff.TensorType(np.float32)
+  )
+
+  def release():
+    state = dp.with_noise_key(process.initialize(), noise.insecure_key(3, 4))
+    value = np.zeros([LARGE], np.float32)
+    output = process.next(state, [value] * CLIENTS, [np.float32(1)] * CLIENTS)
+    return equality.flat((output.state.query_state, output.result))
+
+  theirs = release()
+  assert theirs[-1].std() > 0
+  for plan in ('loop', 'vmap_xla'):
+    with equality.in_process_runtime(plan):
+      equality.assert_equal(release(), theirs)
 
 
 def test_a_fifth_more_noise_is_found(stock_runtime):

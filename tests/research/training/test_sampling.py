@@ -58,3 +58,54 @@ def test_poisson_cohorts_have_the_binomial_mean_and_variance_and_can_be_empty():
 def test_an_impossible_cohort_names_the_flag_and_the_population(clients):
   with pytest.raises(ValueError, match=r'--clients_per_round is .* 50 clients'):
     sampling.ClientSampler(IDS, clients)
+
+
+def cyclic(clients_per_round=4, min_separation=5, seed=0):
+  return sampling.ClientSampler(
+    IDS, clients_per_round, sampling.CYCLIC_POISSON, seed, min_separation
+  )
+
+
+def test_cyclic_cohorts_of_a_client_are_whole_cycles_apart():
+  sampler = cyclic()
+  rounds = {}
+  for round_num in range(1, 201):
+    for client in sampler.sample(round_num):
+      rounds.setdefault(client, []).append(round_num)
+  assert set(rounds) == set(IDS)
+  for taken in rounds.values():
+    assert len({round_num % 5 for round_num in taken}) == 1
+  groups = [
+    sum(taken[0] % 5 == i for taken in rounds.values()) for i in range(5)
+  ]
+  assert groups == [10] * 5
+
+
+def test_cyclic_cohorts_have_the_binomial_mean_and_variance():
+  sizes = np.array([len(cyclic().sample(r)) for r in range(1, 5001)])
+  # Ten clients of a group, each with probability 5 * 4 / 50.
+  assert abs(sizes.mean() - 4) < 5 * np.sqrt(4 * 0.6 / 5000)
+  assert abs(sizes.var() - 2.4) < 0.25
+
+
+def test_groups_depend_on_the_seed_and_one_group_is_poisson():
+  assert set(cyclic(10, 5, seed=1).sample(1)) != set(
+    cyclic(10, 5, seed=2).sample(1)
+  )
+  poisson = sampling.ClientSampler(IDS, 4, sampling.POISSON)
+  for round_num in range(1, 20):
+    assert cyclic(4, 1).sample(round_num) == poisson.sample(round_num)
+
+
+@pytest.mark.parametrize(
+  'scheme, min_separation, message',
+  [
+    (sampling.CYCLIC_POISSON, None, 'cyclic_poisson needs it'),
+    (sampling.POISSON, 3, 'nothing else uses it'),
+    (sampling.CYCLIC_POISSON, 13, 'groups of 3, fewer than'),
+    ('other', None, 'one of fixed_size, poisson, cyclic_poisson'),
+  ],
+)
+def test_impossible_schemes_name_their_flags(scheme, min_separation, message):
+  with pytest.raises(ValueError, match=message):
+    sampling.ClientSampler(IDS, 4, scheme, 0, min_separation)

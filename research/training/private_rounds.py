@@ -1,0 +1,220 @@
+"""What private training adds to a round: journal, key, accounting, silence."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import dp_accounting
+import numpy as np
+
+from research.aggregators import bits, dp
+from research.privacy import accounting, guarantee, noise
+from research.privacy import journal as journal_lib
+from research.training import atomic, sampling
+
+# Columns of metrics.csv, with the guarantee of all rounds up to theirs.
+COLUMNS = ('epsilon', 'epsilon_rdp', 'delta', 'noise_multiplier', 'clip_norm')
+
+# What may be told of a round: none of it is computed from clients' data without
+# noise. Test data is taken for public.
+_PUBLIC = frozenset(
+  [
+    'round',
+    bits.UPLOAD,
+    bits.DOWNLOAD,
+    'client_learning_rate',
+    'server_learning_rate',
+    *COLUMNS,
+  ]
+)
+_PUBLIC_SPLIT = 'test_'
+
+
+class MechanismError(RuntimeError):
+  """The mechanism that ran is not the one that is accounted for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What flags say about privacy, resolved for a population.
+
+  Attributes:
+    mechanism: A key of `settings.DP_MECHANISMS`.
+    noise_multiplier: Of a round, all of its releases together.
+    max_epsilon: The run ends before the round that would exceed it.
+    seed: Of the noise; None is secure noise.
+    scheme: How clients are sampled; see `sampling.ClientSampler`.
+    allow_unaccounted_release: Whether what is not noised is told, too.
+  """
+
+  mechanism: str
+  noise_multiplier: float
+  max_epsilon: float | None = None
+  seed: int | None = None
+  scheme: str = sampling.POISSON
+  allow_unaccounted_release: bool = False
+
+
+class PrivateRounds:
+  """Wraps the rounds of a run whose aggregator is private."""
+
+  def __init__(
+    self,
+    settings: Settings,
+    accountant: accounting.Accountant,
+    journal: journal_lib.Journal,
+    report: atomic.Path,
+  ):
+    """Prepares; nothing is written before the first round.
+
+    Args:
+      settings: See there.
+      accountant: Of the mechanism, the sampling and delta.
+      journal: Of the run's releases.
+      report: The JSON file that has the guarantee so far.
+    """
+    self.settings = settings
+    self._accountant = accountant
+    self._journal = journal
+    self._report = report
+
+  def last_round(self, done: int, total: int) -> int:
+    """The last round of the run.
+
+    Args:
+      done: Rounds of the checkpoint from which it goes on.
+      total: Rounds that are wanted.
+
+    Returns:
+      `total`, or the last one that the budget allows; `done` if none is left.
+
+    Raises:
+      journal_lib.JournalError: If the journal lacks one of the rounds done.
+    """
+    self._journal.check(done)
+    limit = self.settings.max_epsilon
+    if limit is None:
+      return total
+    again = [] if self._is_seeded else self._journal.repeated(done)
+    most = self._accountant.most_rounds(limit, again)
+    return min(total, max(most, done))
+
+  def entry(self) -> dict[str, Any]:
+    """Of config.json: what a run that goes on may not change."""
+    return {
+      'mechanism': self.settings.mechanism,
+      'noise_multiplier': self.settings.noise_multiplier,
+      'delta': self._accountant.delta,
+    }
+
+  def begin(self, state: Any, round_num: int) -> Any:
+    """Journals a round and returns its state with the noise's key."""
+    self._journal.append(round_num)
+    if self._is_seeded:
+      key = noise.insecure_key(self.settings.seed, round_num)
+    else:
+      key = noise.secure_key()
+    return dp.with_noise_key(state, key)
+
+  def end(self, before: Any, after: Any) -> dict[str, Any]:
+    """Accounts for a round.
+
+    Args:
+      before: State of the process before it.
+      after: State after it.
+
+    Returns:
+      `COLUMNS` of its row.
+
+    Raises:
+      MechanismError: If it released something else than is accounted for.
+    """
+    wanted = self.settings.noise_multiplier
+    found = _noise_multiplier(dp.event(after.aggregator))
+    if not math.isclose(found, wanted, rel_tol=1e-5):
+      raise MechanismError(
+        f'the round was run with a noise multiplier of {found}, but the '
+        f'accounting is for {wanted}'
+      )
+    now = self.guarantee()
+    atomic.write_json(self._report, self.report())
+    return {
+      'epsilon': now.epsilon,
+      'epsilon_rdp': now.epsilon_rdp,
+      'delta': now.delta,
+      'noise_multiplier': wanted,
+      'clip_norm': np.asarray(dp.clip_norm(before.aggregator)),
+    }
+
+  @property
+  def _is_seeded(self) -> bool:
+    return self.settings.seed is not None
+
+  def guarantee(self) -> guarantee.Guarantee:
+    """What holds for all that was released so far."""
+    # A seeded round that is drawn again is the same release.
+    repeated = [] if self._is_seeded else self._journal.repeated()
+    return self._accountant.guarantee(self._journal.rounds, repeated)
+
+  def report(self) -> dict[str, Any]:
+    """The guarantee so far, for people and for programs."""
+    now, settings = self.guarantee(), self.settings
+    sentences = []
+    if settings.allow_unaccounted_release:
+      sentences.append(
+        'Besides the model, figures of the clients were released without '
+        'noise (--allow_unaccounted_release): the guarantee below is of the '
+        'model alone and does not cover them.'
+      )
+    if self._is_seeded:
+      sentences.append(
+        'The noise is seeded (--insecure_seeded_noise): whoever knows the seed '
+        'can take it away, so that nothing is protected.'
+      )
+    sentences.append(now.statement())
+    if not self._is_seeded:
+      sentences.append(
+        f'The noise is of {noise.GENERATOR}, with a key per round from the '
+        'operating system that is kept nowhere; floating-point noise has the '
+        'gaps that Mironov (2012) describes.'
+      )
+    return {
+      'statement': '\n\n'.join(sentences),
+      'epsilon': _finite_or_none(now.epsilon),
+      'delta': now.delta,
+      'mechanism': settings.mechanism,
+      'noise_multiplier': settings.noise_multiplier,
+      'releases': self._journal.releases,
+      'is_seeded': self._is_seeded,
+    }
+
+  def public(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of metrics.csv without what must not be told."""
+    if self.settings.allow_unaccounted_release:
+      return dict(row)
+    public = set(_PUBLIC)
+    # How many clients were drawn is no secret where a flag says it.
+    if self.settings.scheme == sampling.FIXED_SIZE:
+      public.add('clients')
+    return {
+      name: value
+      for name, value in row.items()
+      if name in public or name.startswith(_PUBLIC_SPLIT)
+    }
+
+
+def _noise_multiplier(event: dp_accounting.DpEvent) -> float:
+  """Of all Gaussians of an event together."""
+  events = getattr(event, 'events', [event])
+  inverse = 0.0
+  for each in events:
+    if not isinstance(each, dp_accounting.GaussianDpEvent):
+      raise MechanismError(f'the round released {event}, which is no Gaussian')
+    multiplier = float(each.noise_multiplier)
+    inverse += math.inf if multiplier == 0 else multiplier**-2
+  return inverse**-0.5
+
+
+def _finite_or_none(value: float) -> float | None:
+  return value if math.isfinite(value) else None

@@ -1,0 +1,126 @@
+"""What is told of a private round, and whether it is the one accounted for."""
+
+import collections
+
+import dp_accounting
+import numpy as np
+import pytest
+import tensorflow_federated as tff
+
+from research.aggregators import dp
+from research.privacy import accounting, guarantee, journal, noise
+from research.runtime import in_process
+from research.training import private_rounds
+
+State = collections.namedtuple('State', ['aggregator'])
+VECTOR, WEIGHT = tff.to_type((np.float32, [3])), tff.TensorType(np.float32)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _runtime():
+  with in_process.InProcessRuntime():
+    yield
+
+
+def rounds(directory, noise_multiplier=2.0, **settings):
+  sampling = guarantee.Sampling('poisson', 1000, 50, 10)
+  return private_rounds.PrivateRounds(
+    private_rounds.Settings('gaussian', noise_multiplier, **settings),
+    accounting.build(
+      dp_accounting.GaussianDpEvent(noise_multiplier), sampling, 1e-5
+    ),
+    journal.Journal(directory / 'journal.txt'),
+    directory / 'privacy.json',
+  )
+
+
+def release(query, wrapped, round_num=1):
+  """A round of one client; the states before and after it."""
+  process = dp.factory(query).create(VECTOR, WEIGHT)
+  before = wrapped.begin(State(process.initialize()), round_num)
+  output = process.next(
+    before.aggregator, [np.zeros(3, np.float32)], [np.float32(1)]
+  )
+  return before, State(output.state)
+
+
+@pytest.mark.parametrize(
+  'query',
+  [
+    dp.FixedClipQuery(0.7, 2.0, 50.0),
+    dp.AdaptiveClipQuery(0.7, 2.0, 50.0),
+    dp.PerLayerClipQuery(0.7, 2.0, 50.0),
+  ],
+  ids=lambda query: type(query).__name__,
+)
+def test_a_round_is_accounted_by_what_it_released(query, tmp_path):
+  wrapped = rounds(tmp_path)
+  row = wrapped.end(*release(query, wrapped))
+  assert tuple(row) == private_rounds.COLUMNS
+  assert row['noise_multiplier'] == 2.0
+  assert row['clip_norm'] == np.float32(0.7)
+  assert row['epsilon'] == wrapped.guarantee().epsilon > 0
+
+
+def test_another_mechanism_than_the_accounted_one_is_an_error(tmp_path):
+  wrapped = rounds(tmp_path, noise_multiplier=2.0)
+  states = release(dp.FixedClipQuery(1.0, 1.9, 50.0), wrapped)
+  with pytest.raises(private_rounds.MechanismError, match='of 1.89'):
+    wrapped.end(*states)
+
+
+def test_the_journal_is_written_before_the_round(tmp_path):
+  wrapped = rounds(tmp_path)
+  release(dp.FixedClipQuery(1.0, 2.0, 50.0), wrapped, round_num=7)
+  assert (tmp_path / 'journal.txt').read_text() == '7\n'
+
+
+def test_a_budget_counts_what_a_kill_made_to_be_drawn_again(tmp_path):
+  epsilons = [
+    rounds(tmp_path)._accountant.guarantee(n).epsilon for n in range(11)
+  ]
+  limit = (epsilons[6] + epsilons[7]) / 2
+  assert rounds(tmp_path, max_epsilon=limit).last_round(0, 10) == 6
+  assert rounds(tmp_path, max_epsilon=limit).last_round(0, 4) == 4
+  assert rounds(tmp_path).last_round(0, 10) == 10
+  (tmp_path / 'journal.txt').write_text('1\n2\n3\n')
+  # Round 3 was killed: drawn again it is charged twice, as less noise once.
+  assert rounds(tmp_path, max_epsilon=limit).last_round(2, 10) < 6
+  assert rounds(tmp_path, max_epsilon=limit).last_round(3, 10) == 6
+  seeded = rounds(tmp_path, max_epsilon=limit, seed=0)
+  assert seeded.last_round(2, 10) == 6
+
+
+def test_seeded_keys_are_of_the_seed_and_secure_ones_are_not(tmp_path):
+  def key(**settings):
+    process = dp.factory(dp.FixedClipQuery(1.0, 2.0, 5.0)).create(
+      VECTOR, WEIGHT
+    )
+    state = State(process.initialize())
+    state = rounds(tmp_path, **settings).begin(state, 3)
+    return state.aggregator.query_state.noise_key
+
+  np.testing.assert_array_equal(key(seed=8), noise.insecure_key(8, 3))
+  assert not np.array_equal(key(), key())
+
+
+def test_only_public_columns_are_told(tmp_path):
+  row = {
+    'round': 1,
+    'train_loss': 0.1,
+    'personal_loss': 0.1,
+    'validation_accuracy': 0.1,
+    'test_accuracy': 0.2,
+    'clients': 3,
+    'examples': 30,
+    'empty_clients': 1,
+    'rejected_clients': 1,
+    'dropped_clients': 1,
+    'epsilon': 1.0,
+  }
+  public = {'round', 'test_accuracy', 'epsilon'}
+  assert set(rounds(tmp_path).public(row)) == public
+  fixed = rounds(tmp_path, scheme='fixed_size')
+  assert set(fixed.public(row)) == {*public, 'clients'}
+  told = rounds(tmp_path, allow_unaccounted_release=True)
+  assert told.public(row) == row
