@@ -17,7 +17,8 @@ From the client's update inwards:
 With differential privacy, clipping and combining are one last step: what the
 server has decoded of each client is clipped, summed and noised. Accounting
 takes the norm of what is summed for bounded, and a decoded update may be longer
-than the one that was encoded.
+than the one that was encoded. Distributed noise has its own encoding, whose
+norm is bounded, between the two.
 """
 
 import tensorflow_federated as tff
@@ -27,6 +28,8 @@ from research.aggregators import (
   clipping,
   compression,
   dp,
+  dp_distributed,
+  dp_local,
   refusals,
   rejection,
   robust,
@@ -34,6 +37,7 @@ from research.aggregators import (
   secure,
 )
 from research.aggregators import settings as lib
+from research.privacy import distributed, local
 
 
 def build(settings: lib.Settings) -> tff.aggregators.WeightedAggregationFactory:
@@ -54,12 +58,15 @@ def build(settings: lib.Settings) -> tff.aggregators.WeightedAggregationFactory:
     raise ValueError(reason)
   codec = _codec(settings)
   is_private = settings.dp_mechanism != lib.NONE
-  factory = dp.build(settings) if is_private else _combine(settings)
+  factory = _private(settings) if is_private else _combine(settings)
   if codec is not None:
     factory = compression.CompressionFactory(codec, settings.seed, factory)
   # One vector: rules, codecs and rotations are about the whole update.
   if (
-    codec is not None or settings.aggregator != lib.MEAN or settings.secure_sum
+    codec is not None
+    or settings.aggregator != lib.MEAN
+    or settings.secure_sum
+    or settings.dp_mechanism in distributed.MECHANISMS
   ):
     factory = tff.aggregators.concat_factory(factory)
   if not is_private:
@@ -68,6 +75,16 @@ def build(settings: lib.Settings) -> tff.aggregators.WeightedAggregationFactory:
   return bits.MeasureUploadFactory(
     factory, lambda value_type: _upload_bits(settings, codec, value_type)
   )
+
+
+def _private(
+  settings: lib.Settings,
+) -> tff.aggregators.WeightedAggregationFactory:
+  if settings.dp_mechanism in distributed.MECHANISMS:
+    return dp_distributed.build(settings)
+  if settings.dp_mechanism in local.MECHANISMS:
+    return dp_local.build(settings)
+  return dp.build(settings)
 
 
 def _bound(
@@ -124,4 +141,6 @@ def _upload_bits(
       settings.secure_sum_bits, settings.clients_per_round
     )
     return plain // 32 * width
+  if settings.dp_mechanism in distributed.MECHANISMS:
+    return dp_distributed.upload_bits(settings, plain // 32)
   return plain

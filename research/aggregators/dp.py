@@ -41,12 +41,15 @@ class State(NamedTuple):
   noise_key: Any
 
 
-def clip(record: Any, clip_norm: tf.Tensor) -> tuple[Any, tf.Tensor]:
+def clip(
+  record: Any, clip_norm: tf.Tensor, order: int = 2
+) -> tuple[Any, tf.Tensor]:
   """Scales a structure of tensors to an L2 norm of at most `clip_norm`.
 
   Args:
     record: float32 tensors.
     clip_norm: float32.
+    order: 2, or 1 for the L1 norm.
 
   Returns:
     The clipped record, or zeros if any of it is not finite; and the norm
@@ -54,7 +57,8 @@ def clip(record: Any, clip_norm: tf.Tensor) -> tuple[Any, tf.Tensor]:
   """
   flat = [tf.cast(tensor, tf.float64) for tensor in tf.nest.flatten(record)]
   # In float64, in which squares of float32 neither overflow nor lose digits.
-  norm = tf.sqrt(tf.add_n([tf.reduce_sum(tensor**2) for tensor in flat]))
+  total = tf.add_n([tf.reduce_sum(tf.abs(tensor) ** order) for tensor in flat])
+  norm = total if order == 1 else tf.sqrt(total)
   bound = tf.cast(clip_norm, tf.float64) * (1 - _ROUNDING)
   factor = tf.where(norm > bound, bound / norm, 1.0)
   is_finite = tf.math.is_finite(norm)

@@ -29,7 +29,7 @@ _BITS = 2 * _HALF_BITS
 _DIGITS = 60
 # Beyond this a number's probability is far below 2^-126; the constant is for
 # Skellam's tails, which are heavier if the variance is small.
-_MOST_DEVIATIONS, _MORE = 16, 64
+_MOST_DEVIATIONS, _MORE = 14, 64
 _WORDS_PER_NUMBER = 4
 _NUMBERS_PER_BLOCK = 16 // _WORDS_PER_NUMBER
 
@@ -129,7 +129,8 @@ def sample(
     noise.chacha20(key, nonce, blocks), [_WORDS_PER_NUMBER, -1]
   )
   words = tf.cast(words[:, :size], tf.int64)
-  is_negative = words[0] % 2 == 1
+  # In TFF's graphs == would compare objects.
+  is_negative = tf.equal(words[0] % 2, 1)
   magnitude = _count_at_most(
     thresholds, _join(words[0], words[1]), _join(words[2], words[3])
   )
@@ -154,7 +155,7 @@ def _count_at_most(
     last = found + (step - 1)
     index = tf.minimum(last, count - 1)
     high, low = tf.gather(uppers, index), tf.gather(lowers, index)
-    is_at_most = (high < upper) | ((high == upper) & (low <= lower))
+    is_at_most = (high < upper) | (tf.equal(high, upper) & (low <= lower))
     found = tf.where((last < count) & is_at_most, found + step, found)
     step //= 2
   return found

@@ -27,6 +27,8 @@ _WORDS_PER_BLOCK = 16
 # Two words make one number with the 53 bits of a float64.
 _NUMBERS_PER_BLOCK = _WORDS_PER_BLOCK // 2
 _DOUBLE_ROUNDS = 10
+# Of nonces, keeps Laplace numbers apart from normal ones of the same stream.
+_LAPLACE = 1
 
 
 def secure_key() -> np.ndarray:
@@ -148,3 +150,40 @@ def standard_normals(key: tf.Tensor, stream: int, specs: Any) -> Any:
     specs,
     [tf.reshape(x, spec.shape) for x, spec in zip(parts, flat, strict=True)],
   )
+
+
+def sum_of_laplace(
+  key: tf.Tensor, stream: int, count: tf.Tensor, size: int
+) -> tf.Tensor:
+  """The sum of `count` draws of `size` independent Laplace numbers.
+
+  Args:
+    key: uint32 [8], never used twice with the same stream; of zeros the numbers
+      are NaN.
+    stream: At least 0; streams of one key are independent.
+    count: int32.
+    size: Numbers of a draw.
+
+  Returns:
+    float64 [size]; a draw has parameter 1, so a variance of 2.
+  """
+  blocks = max(1, math.ceil(size / _NUMBERS_PER_BLOCK))
+
+  def draw(index):
+    nonce = tf.stack([stream, index, _LAPLACE])
+    words = chacha20(key, tf.cast(nonce, tf.uint32), blocks)
+    words = tf.reshape(words, [2, -1])[:, :size]
+    exponential = -tf.math.log(1.0 - _uniforms(words))
+    # The uniform numbers do not have this bit.
+    sign = tf.bitwise.bitwise_and(words[0], tf.constant(1, tf.uint32))
+    # In TFF's graphs == would compare objects.
+    is_positive = tf.equal(sign, tf.constant(0, tf.uint32))
+    return tf.where(is_positive, exponential, -exponential)
+
+  _, total = tf.while_loop(
+    lambda index, total: index < count,
+    lambda index, total: (index + 1, total + draw(index)),
+    (tf.constant(0), tf.zeros([size], tf.float64)),
+  )
+  is_keyed = tf.reduce_any(tf.not_equal(key, tf.constant(0, tf.uint32)))
+  return tf.where(is_keyed, total, math.nan)

@@ -135,6 +135,11 @@ def test_numbers_are_a_function_of_their_key():
     lambda key: integer_noise.sample(key, *args[1:]), jit_compile=True
   )
   np.testing.assert_array_equal(eager, compiled(args[0]))
+  # As TFF builds its graphs.
+  with tf.Graph().as_default() as graph:
+    numbers = integer_noise.sample(tf.constant(_KEY), *args[1:])
+    with tf.compat.v1.Session(graph=graph) as session:
+      np.testing.assert_array_equal(eager, session.run(numbers))
   # The first numbers do not depend on how many there are.
   fewer = integer_noise.sample(*args[:3], 1002)
   assert fewer.shape == [1002]
