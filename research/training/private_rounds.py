@@ -5,11 +5,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import attr
 import dp_accounting
 import numpy as np
 
 from research.aggregators import bits, dp
-from research.privacy import accounting, guarantee, noise
+from research.privacy import (
+  accounting,
+  distributed,
+  guarantee,
+  integer_noise,
+  noise,
+)
 from research.privacy import journal as journal_lib
 from research.training import atomic, sampling
 
@@ -46,6 +53,8 @@ class Settings:
     seed: Of the noise; None is secure noise.
     scheme: How clients are sampled; see `sampling.ClientSampler`.
     allow_unaccounted_release: Whether what is not noised is told, too.
+    event: What a round must have released; None is Gaussian noise of the
+      multiplier, in one or in several releases.
   """
 
   mechanism: str
@@ -54,6 +63,7 @@ class Settings:
   seed: int | None = None
   scheme: str = sampling.POISSON
   allow_unaccounted_release: bool = False
+  event: dp_accounting.DpEvent | None = None
 
 
 class PrivateRounds:
@@ -130,22 +140,31 @@ class PrivateRounds:
     Raises:
       MechanismError: If it released something else than is accounted for.
     """
-    wanted = self.settings.noise_multiplier
-    found = _noise_multiplier(dp.event(after.aggregator))
-    if not math.isclose(found, wanted, rel_tol=1e-5):
-      raise MechanismError(
-        f'the round was run with a noise multiplier of {found}, but the '
-        f'accounting is for {wanted}'
-      )
+    self._check(dp.event(after.aggregator))
     now = self.guarantee()
     atomic.write_json(self._report, self.report())
     return {
       'epsilon': now.epsilon,
       'epsilon_rdp': now.epsilon_rdp,
       'delta': now.delta,
-      'noise_multiplier': wanted,
+      'noise_multiplier': self.settings.noise_multiplier,
       'clip_norm': np.asarray(dp.clip_norm(before.aggregator)),
     }
+
+  def _check(self, released: dp_accounting.DpEvent) -> None:
+    wanted = self.settings.event
+    if wanted is not None:
+      if not _is_same(released, wanted):
+        raise MechanismError(
+          f'the round released {released}, but the accounting is for {wanted}'
+        )
+      return
+    found, wanted = _noise_multiplier(released), self.settings.noise_multiplier
+    if not math.isclose(found, wanted, rel_tol=1e-5):
+      raise MechanismError(
+        f'the round was run with a noise multiplier of {found}, but the '
+        f'accounting is for {wanted}'
+      )
 
   @property
   def _is_seeded(self) -> bool:
@@ -174,11 +193,7 @@ class PrivateRounds:
       )
     sentences.append(now.statement())
     if not self._is_seeded:
-      sentences.append(
-        f'The noise is of {noise.GENERATOR}, with a key per round from the '
-        'operating system that is kept nowhere; floating-point noise has the '
-        'gaps that Mironov (2012) describes.'
-      )
+      sentences.append(_generator(settings.mechanism))
     return {
       'statement': '\n\n'.join(sentences),
       'epsilon': _finite_or_none(now.epsilon),
@@ -214,6 +229,24 @@ def _noise_multiplier(event: dp_accounting.DpEvent) -> float:
     multiplier = float(each.noise_multiplier)
     inverse += math.inf if multiplier == 0 else multiplier**-2
   return inverse**-0.5
+
+
+def _is_same(found: dp_accounting.DpEvent, wanted: dp_accounting.DpEvent):
+  """Whether two events of numbers are the same, up to float32."""
+  if type(found) is not type(wanted):
+    return False
+  pairs = zip(attr.astuple(found), attr.astuple(wanted), strict=True)
+  return all(math.isclose(a, b, rel_tol=1e-5) for a, b in pairs)
+
+
+def _generator(mechanism: str) -> str:
+  key = 'with a key per round from the operating system that is kept nowhere'
+  if mechanism in distributed.MECHANISMS:
+    return f'The noise is of {integer_noise.GENERATOR}, {key}.'
+  return (
+    f'The noise is of {noise.GENERATOR}, {key}; floating-point noise has the '
+    'gaps that Mironov (2012) describes.'
+  )
 
 
 def _finite_or_none(value: float) -> float | None:
