@@ -181,9 +181,8 @@ def _spending(
     return Laplace(sampling, delta, parameter)
 
   def mu(rounds: int, repeated: Sequence[int]) -> float:
-    return (
-      2 * math.sqrt(_reports(sampling, rounds, repeated)) / noise_multiplier
-    )
+    reports = _reports(sampling, rounds, repeated)
+    return 2 * math.sqrt(reports) / noise_multiplier
 
   return spending.Gaussian(delta, mu)
 

@@ -138,6 +138,20 @@ def test_divergences_are_bounded_and_not_by_far(kind, distribution, stddev):
           assert bound <= exact * 1.03
 
 
+def test_the_bound_of_skellam_noise_by_hand():
+  # Variance 4, order 2, a change of 1: 2 / 8 + min((3 + 6) / 64, 3 / 8).
+  noise = distributed.Skellam(2.0, 1)
+  assert noise.rdp(np.array([2]), 1.0)[0] == pytest.approx(0.25 + 9 / 64)
+  # Variance 1: 2 / 2 + min((3 + 6) / 4, 3 / 2).
+  noise = distributed.Skellam(1.0, 1)
+  assert noise.rdp(np.array([2]), 1.0)[0] == pytest.approx(2.5)
+  # An L2 norm of 2 is an L1 norm of 2 in one coordinate, of 4 in many.
+  for dimension, l1 in ((1, 2), (100, 4)):
+    noise = distributed.Skellam(2.0, dimension)
+    expected = 1 + min((12 + 6 * l1) / 64, 3 * l1 / 8)
+    assert noise.rdp(np.array([2]), 2.0)[0] == pytest.approx(expected)
+
+
 def test_the_divergence_of_a_vector_is_bounded_too():
   # Of (2, 1, 0, 0): the sum of its coordinates' divergences.
   stddev = 1.5
