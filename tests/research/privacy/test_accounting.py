@@ -59,7 +59,8 @@ def test_pld_bounds_the_integrated_delta_closely(
     .epsilon_pld
   )
   truth = reference.PoissonGaussian([(clients / population, z, rounds)])
-  assert truth.delta(epsilon) <= delta
+  # Where delta is small there is room for the rounding errors of an FFT.
+  assert truth.delta(epsilon) <= (0.985 if delta == 1e-10 else 1) * delta
   slack = 1.5e-3 if delta == 1e-10 else 5e-4
   assert truth.delta(epsilon * (1 - slack)) > delta
 
