@@ -4,7 +4,7 @@
   stock_iterator    TFF's worker with DATASET_ITERATOR
   in_process_auto   the in-process runtime as it plans by itself
   in_process_loop, _scan, _vmap, _vmap_xla   with that plan forced
-  in_process_without_privacy  in_process_auto, of workload E without its DP
+  in_process_no_dp  in_process_auto, of workload E without its DP
   bare_...          the loops of bare.py, without federation
   peer_...          other frameworks, in environments of their own (peers/)
 

@@ -37,7 +37,7 @@ SWEEP_CLIENTS = (1, 10, 100, 1000, 10000)
 SWEEP_PARAMETERS = ('10k', '1M', '10M')
 _SWEEP_INPUTS = {'1k': 32, '10k': 100, '1M': 1000, '10M': 3163}
 # What workload E's arms but this one have.
-WITHOUT_PRIVACY = 'in_process_without_privacy'
+WITHOUT_PRIVACY = 'in_process_no_dp'
 _SEED = 3
 _VOCABULARY = 30522
 _SEQUENCE = 128
