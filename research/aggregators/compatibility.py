@@ -45,7 +45,7 @@ def with_algorithm(part: str, algorithm: str, runtime: str) -> str | None:
   if 'aggregator' in unused:
     if part == f'aggregator={lib.MEAN}':
       return None
-    return 'its clients send more than a model update.'
+    return 'its clients send more than a model update, or none.'
   chosen = dict(PARTS[part])
   if chosen.get('secure_sum'):
     chosen |= PARTS['clipping=fixed']

@@ -11,9 +11,11 @@ from research.algorithms import (
   ditto,
   fed_avg,
   fed_dyn,
+  fed_kmeans,
   fed_nova,
   fed_prox,
   fed_sgd,
+  local_training,
   mime,
   scaffold,
   stateful,
@@ -35,6 +37,7 @@ class Settings:
     model_aggregator: Combines the clients' updates. An algorithm that has no
       use for it says so by `aggregator` in its `unused_flags`.
     num_clients: All training clients, the empty ones apart.
+    participation: Share of the training clients that a round asks.
     attacked: Whether clients may change what they send, for which the algorithm
       must have `can_be_attacked`.
   """
@@ -48,7 +51,11 @@ class Settings:
     dataclasses.field(default_factory=rejection.mean)
   )
   num_clients: int = 1
+  participation: float = 1.0
   attacked: bool = False
+
+
+_BY_GRADIENTS = frozenset(['classification', 'reconstruction', 'regression'])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +69,7 @@ class Algorithm:
     hparams: Its own hyperparameters, each a flag, with their defaults.
     can_be_attacked: Whether it has a form whose clients change what they send.
     has_own_models: Whether clients keep models of their own.
+    kinds: Kinds of tasks that it learns.
   """
 
   build: Callable[[ModelFn, Settings], stateful.AnyProcess]
@@ -70,6 +78,7 @@ class Algorithm:
   hparams: Mapping[str, float] = dataclasses.field(default_factory=dict)
   can_be_attacked: bool = False
   has_own_models: bool = False
+  kinds: frozenset[str] = _BY_GRADIENTS
 
 
 def _with(build, *names: str, **constants: Any):
@@ -118,6 +127,14 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     _OWN_AGGREGATION | _UNIFORM,
     {'dynamic_regularization': 0.01},
   ),
+  'fed_kmeans': Algorithm(
+    _with(fed_kmeans.build, 'loop_implementation', 'participation'),
+    'Sculley 2010, Algorithm 1',
+    _OWN_AGGREGATION
+    | {'client_optimizer', 'client_epochs_per_round', 'client_weighting'}
+    | {'server_optimizer', 'mixed_precision'},
+    kinds=frozenset(['clustering']),
+  ),
   'fed_nova': Algorithm(
     _with(fed_nova.build, *_LOCAL_TRAINING),
     'Wang et al. 2020, Equation 9',
@@ -157,6 +174,26 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     _OWN_AGGREGATION | _UNIFORM,
   ),
 }
+
+
+def check_kind(name: str, kind: str) -> None:
+  """Refuses an algorithm for tasks that it can't learn.
+
+  Args:
+    name: A key of `ALGORITHMS`.
+    kind: Of `task.Task`.
+
+  Raises:
+    UnsuitableError: It names the algorithms that can.
+  """
+  able = [n for n, a in ALGORITHMS.items() if kind in a.kinds]
+  if name not in able:
+    what = 'descends gradients' if kind == 'clustering' else 'finds clusters'
+    raise local_training.UnsuitableError(
+      f'--algorithm={name} {what}, which is no {kind}; '
+      f'for {kind} there are {", ".join(able)}.'
+    )
+
 
 HPARAMS = tuple(
   dict.fromkeys(

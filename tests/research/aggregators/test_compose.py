@@ -178,8 +178,8 @@ def test_download_bits_are_what_is_broadcast(algorithm, chosen, expected):
 
 
 def learning_process(algorithm, factory):
-  task = toy.linear_task(toy.random_clients())
   chosen = registry.ALGORITHMS[algorithm]
+  task = toy.task_of(chosen.kinds)
   return chosen.build(
     task.model_fn,
     registry.Settings(
@@ -363,7 +363,7 @@ def test_cells_that_say_yes_train(part, algorithm):
   if 'secure_sum' in chosen:
     chosen |= SECURE
   process = learning_process(algorithm, build(**chosen))
-  task = toy.linear_task(toy.random_clients())
+  task = toy.task_of(registry.ALGORITHMS[algorithm].kinds)
   state = process.initialize()
   output = process.next(state, _clients(task))
   before, after = (
