@@ -7,18 +7,18 @@ from models import k_means
 
 
 def test_distances_are_those_of_the_differences():
-  model = k_means.build((4, 4, 3), 5, seed=0)
-  centroids = np.random.default_rng(1).random([5, 48], np.float32)
+  model = k_means.build((4, 4, 3), 20, seed=0)
+  rng = np.random.default_rng(1)
+  centroids = rng.random([20, 48], np.float32)
   model.set_weights([centroids])
-  x = np.random.default_rng(2).random([7, 4, 4, 3], np.float32)
-  # An example that is a centroid: rounding must not make it negative.
-  x[0] = centroids[3].reshape(4, 4, 3)
-  expected = np.square(x.reshape(7, 1, 48) - centroids).sum(axis=2)
-  found = model(x).numpy()
+  # Of examples that are centroids, rounding must not make a distance negative.
+  x = np.concatenate([centroids, rng.random([7, 48], np.float32)])
+  expected = np.square(x[:, None] - centroids).sum(axis=2)
+  found = model(x.reshape(-1, 4, 4, 3)).numpy()
   np.testing.assert_allclose(found, expected, atol=1e-5)
   assert found.min() >= 0
-  loss = k_means.NearestSquaredDistance()(np.zeros(7), found)
-  np.testing.assert_allclose(loss, expected.min(axis=1).mean(), rtol=1e-6)
+  loss = k_means.NearestSquaredDistance()(np.zeros(len(x)), found)
+  np.testing.assert_allclose(loss, expected.min(axis=1).mean(), rtol=1e-5)
 
 
 def test_centroids_start_as_directions_that_the_seed_decides():
