@@ -87,13 +87,12 @@ def test_evaluate_works_on_the_finished_run(killed):
     )
 
 
-def test_dry_run_estimates_and_leaves_nothing(tmp_path):
+def test_dry_run_estimates_and_leaves_nothing(tmp_path, capsys):
   root = f'--root_output_dir={tmp_path}/runs'
-  result = binary.run(
-    'emnist', *CLUSTERING, '--num_clusters=3', '--dry_run', root
-  )
-  assert result.returncode == 0, result.stderr
-  assert '192 parameters' in result.stdout
+  arguments = (*CLUSTERING, '--num_clusters=3', '--dry_run', root)
+  with binary.parsed('emnist', *arguments) as (emnist, argv):
+    emnist.main(argv)
+  assert '192 parameters' in capsys.readouterr().out
   assert not (tmp_path / 'runs').exists()
 
 
