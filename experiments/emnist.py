@@ -51,8 +51,9 @@ flags.adopt_module_key_flags(flag_values)
 def build_task() -> task_lib.Task:
   """Builds the task that the flags describe."""
   name, seed = _TASK.value, flags.FLAGS.seed
-  clusters = tasks.TASKS[name].kind == 'clustering'
-  size, other = ('num_clusters', 'num_classes')[:: 1 if clusters else -1]
+  size, other = 'num_classes', 'num_clusters'
+  if tasks.TASKS[name].kind == 'clustering':
+    size, other = other, size
   flag_values.refuse_unused([other], f'by --task={name}')
   data = load.load(_DATA.get(tasks.TASKS[name].dataset, seed))
   if flags.FLAGS[size].value is None:

@@ -19,7 +19,7 @@ from research.algorithms import local_training
 
 
 class Clusters(NamedTuple):
-  """What clients send, and what the server has as its state.
+  """The examples of a client, or of a round's clients, by cluster.
 
   Attributes:
     counts: float32 [k], examples by cluster.
@@ -36,7 +36,7 @@ def start(directions: tf.Tensor, new: Clusters) -> tf.Tensor:
   Thiesson et al. 1997, as reported by Bradley and Fayyad 1998, "Refining
   Initial Points for K-Means Clustering", ICML. All perturbations have the same
   norm, so that an example is next to the centroid whose direction from the mean
-  is most its own: none is so far off that it gets nothing.
+  is most its own, and no centroid loses for being farther off than others.
 
   Args:
     directions: Random vectors of norm 1, [k, features].

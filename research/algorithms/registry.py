@@ -190,8 +190,8 @@ def check_kind(name: str, kind: str) -> None:
   if name not in able:
     what = 'descends gradients' if kind == 'clustering' else 'finds clusters'
     raise local_training.UnsuitableError(
-      f'--algorithm={name} {what}, which is no {kind}; '
-      f'for {kind} there are {", ".join(able)}.'
+      f"--algorithm={name} {what} and can't learn a task of the kind {kind}; "
+      f'{", ".join(able)} can.'
     )
 
 

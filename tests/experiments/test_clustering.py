@@ -104,12 +104,13 @@ UNUSED = 'is not used by --algorithm=fed_kmeans'
   [
     (
       ['--algorithm=fed_avg'],
-      '--algorithm=fed_avg descends gradients, which is no clustering; for '
-      'clustering there are fed_kmeans.',
+      "--algorithm=fed_avg descends gradients and can't learn a task of the "
+      'kind clustering; fed_kmeans can.',
     ),
     (
       ['--task=digit_recognition', '--model=mcmahan_2nn'],
-      '--algorithm=fed_kmeans finds clusters, which is no classification',
+      "--algorithm=fed_kmeans finds clusters and can't learn a task of the "
+      'kind classification; ditto, fed_avg,',
     ),
     (['--client_learning_rate=1'], f'--client_learning_rate {UNUSED}'),
     (['--server_learning_rate=0.5'], f'--server_learning_rate {UNUSED}'),
