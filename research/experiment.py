@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 from absl import flags, logging
 
 from research import flag_values, provenance, runtime_flags
@@ -198,8 +199,8 @@ class Experiment:
         stack.enter_context(progress_lib.Progress(total, done)),
       )
 
-  def plot(self) -> None:
-    """Draws learning curves and the clients' data."""
+  def plot(self, state: Any) -> None:
+    """Draws learning curves, the clients' data, and centroids of images."""
     rows = metrics_lib.read(self.run.metrics_csv)
     data = self.task.data
     plots.learning_curves(rows, self.run.plots)
@@ -208,13 +209,18 @@ class Experiment:
     plots.examples_per_client(
       data.train, self.run.plots / 'examples_per_client.png'
     )
-    if self.task.kind == 'classification':
+    if self.task.kind in ('classification', 'clustering'):
       plots.label_histogram(
         data.train,
         data.num_classes,
         self.run.plots / 'labels_per_client.png',
-        self.task.class_names,
+        self.task.class_names or data.class_names,
       )
+    shape = self.task.example_shape
+    if self.task.kind == 'clustering' and len(shape) == 3:
+      (found,) = self.loop.process.get_model_weights(state).trainable
+      images = np.reshape(found, [-1, *shape])
+      plots.centroids(images, self.run.plots / 'centroids.png')
 
   @property
   def may_tell_of_clients(self) -> bool:
@@ -237,7 +243,7 @@ class Experiment:
 
   def finish(self, state: Any) -> None:
     """Draws, exports if the flag says so, and prints where everything is."""
-    self.plot()
+    self.plot(state)
     if self._output.export:
       self.export(state)
     print(self.summary())
@@ -381,8 +387,13 @@ def _build_loop(
   algorithm, settings, schedule = chosen
   logging.info('Algorithm of %s', algorithm.paper)
   filled = [size for size in task.data.train.num_examples.values() if size]
-  settings = dataclasses.replace(settings, num_clients=len(filled))
+  settings = dataclasses.replace(
+    settings,
+    num_clients=len(filled),
+    participation=config.clients_per_round / len(task.data.train.client_ids),
+  )
   try:
+    registry.check_kind(flags.FLAGS.algorithm, task.kind, task.build_loss())
     process = algorithm.build(task.model_fn, settings)
     process = runtime.prepare(process, task)
   except (local_training.UnsuitableError, planner.PlanError) as error:

@@ -226,11 +226,11 @@ class AlgorithmFlags:
     algorithm = registry.ALGORITHMS[name]
     unused = {*algorithm.unused_flags, *registry.HPARAMS}
     unused -= set(algorithm.hparams)
-    if 'client_optimizer' in unused:
-      unused.update(
-        n for n in flag_values.names() if n.startswith('client_learning_rate')
-      )
-      unused.update(f'client_{key}' for key in optimizers.HPARAMS)
+    has_none = [p for p in ('client', 'server') if f'{p}_optimizer' in unused]
+    for prefix in has_none:
+      rate = f'{prefix}_learning_rate'
+      unused.update(n for n in flag_values.names() if n.startswith(rate))
+      unused.update(f'{prefix}_{key}' for key in optimizers.HPARAMS)
     refuse_unused(sorted(unused), f'by --algorithm={name}')
     client, server = self._client.get(), self._server.get()
     self._privacy.check([client.schedule, server.schedule])
@@ -250,13 +250,12 @@ class AlgorithmFlags:
       model_aggregator=self._aggregator.get(name),
       attacked=self._faults.attacks_updates(),
     )
-    has_client_rate = 'client_optimizer' not in algorithm.unused_flags
     return (
       algorithm,
       settings,
       loop.Schedules(
-        client=client.schedule if has_client_rate else None,
-        server=server.schedule,
+        client=None if 'client' in has_none else client.schedule,
+        server=None if 'server' in has_none else server.schedule,
       ),
     )
 

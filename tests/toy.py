@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from datasets import federated_data
+from models import k_means
 from research.tasks import task as task_lib
 
 SOURCE = federated_data.Source('toy', 'none', 'none', 'none')
@@ -68,6 +69,61 @@ def linear_task(
     ),
     example_shape=(3,),
   )
+
+
+class _GivenCentroids(k_means.SquaredDistances):
+  """Squared distances from centroids that start where a test says."""
+
+  def __init__(self, start: np.ndarray):
+    super().__init__(len(start), seed=0)
+    self._start = np.asarray(start, np.float32)
+
+  def build(self, unused_shape):
+    self.centroids = self.add_weight(
+      'centroids',
+      self._start.shape,
+      initializer=tf.keras.initializers.Constant(self._start),
+    )
+    self.built = True
+
+
+def clustering_task(
+  clients: dict[str, np.ndarray], start: np.ndarray
+) -> task_lib.Task:
+  """K-means on vectors, whose labels are all 0.
+
+  Args:
+    clients: Features [n, d] by client.
+    start: The model's first centroids, [k, d].
+  """
+  size = np.shape(start)[1]
+
+  def build_keras_model():
+    inputs = tf.keras.Input((size,))
+    return tf.keras.Model(inputs, _GivenCentroids(start)(inputs))
+
+  data = regression_data({c: (x, np.zeros(len(x))) for c, x in clients.items()})
+  return task_lib.Task(
+    name='toy',
+    data=data,
+    kind='clustering',
+    class_names=(),
+    build_keras_model=build_keras_model,
+    build_loss=k_means.NearestSquaredDistance,
+    build_metrics=list,
+    preprocess_features=lambda x: x,
+    preprocess=lambda batch: batch,
+    example_shape=(size,),
+  )
+
+
+def task_of(kinds: frozenset[str]) -> task_lib.Task:
+  """A task that an algorithm of these `kinds` learns, by three clients."""
+  clients = random_clients()
+  if 'clustering' in kinds:
+    features = {client: x for client, (x, _) in clients.items()}
+    return clustering_task(features, np.eye(2, 3))
+  return linear_task(clients)
 
 
 def random_clients(

@@ -54,7 +54,7 @@ def with_algorithm(part: str, algorithm: str, runtime: str) -> str | None:
   if 'aggregator' in unused:
     if part == f'aggregator={lib.MEAN}':
       return None
-    return 'its clients send more than a model update.'
+    return 'its clients send more than a model update, or none.'
   chosen = dict(PARTS[part])
   is_private = 'dp_mechanism' in chosen
   if chosen.get('secure_sum'):

@@ -27,8 +27,8 @@ def _client_work(
   loop_implementation: tff.learning.LoopImplementation,
 ) -> tff.learning.templates.ClientWorkProcess:
   """Clients send Z^T Z of the rows [x, 1, y], float32 [d + 1 + k, same]."""
-  kernel, bias = types.weights.trainable
-  size = kernel.shape[0] + 1 + bias.shape[0]
+  num_features, num_targets = types.weights.trainable[0].shape
+  size = num_features + 1 + num_targets
 
   @tff.tensorflow.computation(types.weights, types.data)
   def sums_of(weights, dataset):
@@ -80,8 +80,8 @@ def _client_work(
 
 
 def solve(
-  sums: tf.Tensor, num_features: int, ridge: float
-) -> tuple[tf.Tensor, tf.Tensor]:
+  sums: tf.Tensor, num_features: int, ridge: float, has_intercepts: bool = True
+) -> list[tf.Tensor]:
   """Least squares from sums or their mean over clients.
 
   Args:
@@ -89,25 +89,27 @@ def solve(
       it not symmetric and not positive.
     num_features: d.
     ridge: lambda of 1/n sum (y - W x - b)^2 + lambda ||W||^2.
+    has_intercepts: Whether there is b.
 
   Returns:
-    W, float32 [d, k], and b, float32 [k].
+    W, float32 [d, k], and b, float32 [k], if there is one.
   """
   sums = tf.cast(sums, tf.float64)
   sums = (sums + tf.transpose(sums)) / 2
-  gram = sums[: num_features + 1, : num_features + 1]
-  count = gram[-1, -1]
-  penalty = [ridge] * num_features + [0.0]
-  gram = gram / count + tf.linalg.diag(tf.constant(penalty, tf.float64))
+  count = sums[num_features, num_features]
+  size = num_features + has_intercepts
+  penalty = ([ridge] * num_features + [0.0])[:size]
+  penalty = tf.linalg.diag(tf.constant(penalty, tf.float64))
+  gram = sums[:size, :size] / count + penalty
   values, vectors = tf.linalg.eigh(gram)
   least = _LEAST * tf.reduce_max(values)
   inverse = tf.where(values > least, 1 / values, 0.0)
-  moments = sums[: num_features + 1, num_features + 1 :] / count
+  moments = sums[:size, num_features + 1 :] / count
   found = tf.matmul(
     vectors * inverse, tf.matmul(vectors, moments, transpose_a=True)
   )
   found = tf.cast(found, tf.float32)
-  return found[:-1], found[-1]
+  return [found[:-1], found[-1]] if has_intercepts else [found]
 
 
 def _finalizer(
@@ -118,10 +120,15 @@ def _finalizer(
     # Without any client there is no mean, and the model stays.
     is_known = local_training.all_finite(sums)
     sums = tf.where(is_known, sums, tf.eye(sums.shape[0]))
-    kernel, bias = solve(sums, weights_type.trainable[0].shape[0], ridge)
+    found = solve(
+      sums,
+      weights_type.trainable[0].shape[0],
+      ridge,
+      has_intercepts=len(weights.trainable) > 1,
+    )
     trainable = [
       tf.where(is_known, new, old)
-      for new, old in zip((kernel, bias), weights.trainable, strict=True)
+      for new, old in zip(found, weights.trainable, strict=True)
     ]
     return tff.learning.models.ModelWeights(trainable, weights.non_trainable)
 
@@ -157,8 +164,8 @@ def build(
   with all clients that is pooled least squares, or ridge regression.
 
   Args:
-    model_fn: Builds the model anew at each call: W [d, k] and b [k], with the
-      mean squared error as its loss.
+    model_fn: Builds the model anew at each call: W [d, k] and perhaps b [k],
+      with the mean squared error as its loss.
     loop_implementation: How a client iterates over its batches, which only
       bound memory here.
     one_shot_ridge: lambda of `solve`; noise needs some.
@@ -172,11 +179,10 @@ def build(
   """
   types = local_training.model_types(model_fn)
   shapes = [tuple(weight.shape) for weight in types.weights.trainable]
-  is_linear = len(shapes) == 2 and [len(s) for s in shapes] == [2, 1]
-  if not is_linear or shapes[0][1:] != shapes[1]:
+  if len(shapes[0]) != 2 or shapes[1:] not in ([], [shapes[0][1:]]):
     raise local_training.UnsuitableError(
       'one_shot solves linear regression, whose weights are [features, '
-      f'targets] and [targets]; this model has {shapes}.'
+      f'targets] and, for intercepts, [targets]; this model has {shapes}.'
     )
   work = _client_work(model_fn, types, loop_implementation)
   sent = work.next.type_signature.result.result.member

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import tensorflow as tf
 import tensorflow_federated as tff
 
 from research.aggregators import rejection
@@ -11,10 +12,13 @@ from research.algorithms import (
   ditto,
   fed_avg,
   fed_dyn,
+  fed_kmeans,
   fed_nova,
   fed_prox,
   fed_sgd,
+  local_training,
   mime,
+  one_shot,
   scaffold,
   stateful,
 )
@@ -35,6 +39,7 @@ class Settings:
     model_aggregator: Combines the clients' updates. An algorithm that has no
       use for it says so by `aggregator` in its `unused_flags`.
     num_clients: All training clients, the empty ones apart.
+    participation: Share of the training clients that a round asks.
     attacked: Whether clients may change what they send, for which the algorithm
       must have `can_be_attacked`.
   """
@@ -48,7 +53,11 @@ class Settings:
     dataclasses.field(default_factory=rejection.mean)
   )
   num_clients: int = 1
+  participation: float = 1.0
   attacked: bool = False
+
+
+_BY_GRADIENTS = frozenset(['classification', 'reconstruction', 'regression'])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +71,8 @@ class Algorithm:
     hparams: Its own hyperparameters, each a flag, with their defaults.
     can_be_attacked: Whether it has a form whose clients change what they send.
     has_own_models: Whether clients keep models of their own.
+    kinds: Kinds of tasks that it learns.
+    is_least_squares: Whether it knows the mean squared error alone.
   """
 
   build: Callable[[ModelFn, Settings], stateful.AnyProcess]
@@ -70,6 +81,8 @@ class Algorithm:
   hparams: Mapping[str, float] = dataclasses.field(default_factory=dict)
   can_be_attacked: bool = False
   has_own_models: bool = False
+  kinds: frozenset[str] = _BY_GRADIENTS
+  is_least_squares: bool = False
 
 
 def _with(build, *names: str, **constants: Any):
@@ -118,6 +131,14 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     _OWN_AGGREGATION | _UNIFORM,
     {'dynamic_regularization': 0.01},
   ),
+  'fed_kmeans': Algorithm(
+    _with(fed_kmeans.build, 'loop_implementation', 'participation'),
+    'Sculley 2010, Algorithm 1',
+    _OWN_AGGREGATION
+    | {'client_optimizer', 'client_epochs_per_round', 'client_weighting'}
+    | {'server_optimizer', 'mixed_precision'},
+    kinds=frozenset(['clustering']),
+  ),
   'fed_nova': Algorithm(
     _with(fed_nova.build, *_LOCAL_TRAINING),
     'Wang et al. 2020, Equation 9',
@@ -151,12 +172,46 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     'Karimireddy et al. 2021, Algorithm 1',
     _OWN_AGGREGATION,
   ),
+  'one_shot': Algorithm(
+    _with(one_shot.build, 'loop_implementation', 'model_aggregator'),
+    'Karr et al. 2005',
+    frozenset(['client_optimizer', 'client_epochs_per_round'])
+    | {'client_weighting', 'server_optimizer', 'mixed_precision'},
+    {'one_shot_ridge': 0.0},
+    kinds=frozenset(['regression', 'reconstruction']),
+    is_least_squares=True,
+  ),
   'scaffold': Algorithm(
     _with(scaffold.build, *_CONTROL_VARIATES),
     'Karimireddy et al. 2020, Algorithm 1',
     _OWN_AGGREGATION | _UNIFORM,
   ),
 }
+
+
+def check_kind(name: str, kind: str, loss: tf.keras.losses.Loss) -> None:
+  """Refuses an algorithm for tasks that it can't learn.
+
+  Args:
+    name: A key of `ALGORITHMS`.
+    kind: Of `task.Task`.
+    loss: Of the task.
+
+  Raises:
+    UnsuitableError: It names the algorithms that can.
+  """
+  is_squared = isinstance(loss, tf.keras.losses.MeanSquaredError)
+  able = [
+    n
+    for n, a in ALGORITHMS.items()
+    if kind in a.kinds and (is_squared or not a.is_least_squares)
+  ]
+  if name not in able:
+    raise local_training.UnsuitableError(
+      f"--algorithm={name} can't learn a task of the kind {kind} with the loss "
+      f'{type(loss).__name__}; {", ".join(able)} can.'
+    )
+
 
 HPARAMS = tuple(
   dict.fromkeys(

@@ -21,11 +21,13 @@ class Task:
     name: The value of `--task`.
     data: The clients' examples.
     kind: `classification` (logits against integer labels), `reconstruction`
-      (the model's output against its input) or `regression` (the model's output
-      [n, targets] against numbers).
+      (the model's output against its input), `regression` (the model's output
+      [n, targets] against numbers) or `clustering` (squared distances
+      [n, clusters]; the labels serve evaluation alone).
     class_names: One name per class; empty for the other kinds.
     build_keras_model: Makes a fresh model with seeded initial weights; its
-      output is logits, the reconstruction, or what `postprocess` takes.
+      output is logits, the reconstruction, what `postprocess` takes, or
+      squared distances.
     build_loss: Makes the loss, a mean over the examples of a batch.
     build_metrics: Makes the training metrics.
     preprocess_features: Maps a raw batch of `x` to the model's float32 input;

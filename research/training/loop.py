@@ -74,10 +74,10 @@ class LoopConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Schedules:
-  """Learning rates by round; `client` is None where clients take no steps."""
+  """Learning rates by round; None where clients or server have no optimizer."""
 
   client: schedules.Schedule | None
-  server: schedules.Schedule
+  server: schedules.Schedule | None
 
   def items(self) -> list[tuple[str, schedules.Schedule]]:
     """Pairs of a part of TFF's hyperparameters and its schedule."""
@@ -87,7 +87,13 @@ class Schedules:
 
 def metric_names(task: task_lib.Task) -> tuple[str, ...]:
   """The metrics of a task, as `evaluation.Evaluator` names them."""
-  return ('loss', 'accuracy') if task.kind == 'classification' else ('loss',)
+  further = {'classification': ('accuracy',), 'clustering': ('purity',)}
+  return ('loss', *further.get(task.kind, ()))
+
+
+def _is_measured(split: str, name: str) -> bool:
+  # Clients that train don't tell the labels that purity needs.
+  return name != 'purity' or split in ('validation', 'test')
 
 
 def columns(
@@ -110,7 +116,12 @@ def columns(
     splits.remove('validation')
   return (
     'round',
-    *(f'{split}_{name}' for split in splits for name in metric_names(task)),
+    *(
+      f'{split}_{name}'
+      for split in splits
+      for name in metric_names(task)
+      if _is_measured(split, name)
+    ),
     'clients',
     'examples',
     'empty_clients',
@@ -288,7 +299,8 @@ class TrainingLoop:
       shown = {
         name: row.get(f'train_{name}') for name in metric_names(self.task)
       }
-      shown['test accuracy'] = row.get('test_accuracy')
+      for name in ('accuracy', 'purity'):
+        shown[f'test {name}'] = row.get(f'test_{name}')
       shown['epsilon'] = row.get('epsilon')
       progress.update(round_num, shown, speed)
     return state
@@ -399,7 +411,7 @@ class TrainingLoop:
       part: rule(round_num, losses) for part, rule in self._schedule.items()
     }
     row['client_learning_rate'] = rates.get('client_work')
-    row['server_learning_rate'] = rates['finalizer']
+    row['server_learning_rate'] = rates.get('finalizer')
     if all(rule.is_constant for _, rule in self._schedule.items()):
       return state
     hparams = self.process.get_hparams(state)

@@ -180,8 +180,8 @@ def test_download_bits_are_what_is_broadcast(algorithm, chosen, expected):
 
 
 def learning_process(algorithm, factory):
-  task = toy.linear_task(toy.random_clients())
   chosen = registry.ALGORITHMS[algorithm]
+  task = toy.task_of(chosen.kinds)
   return chosen.build(
     task.model_fn,
     registry.Settings(
@@ -368,7 +368,7 @@ def test_cells_that_say_yes_train(part, algorithm):
   if is_private:
     chosen |= {'has_uniform_weights': True, 'noise_multiplier': 0.5}
   process = learning_process(algorithm, build(**chosen))
-  task = toy.linear_task(toy.random_clients())
+  task = toy.task_of(registry.ALGORITHMS[algorithm].kinds)
   state = process.initialize()
   if is_private:
     state = dp.with_noise_key(state, noise.insecure_key(0, 1))

@@ -78,6 +78,15 @@ def of_algorithm(
   return build
 
 
+def _learned(algorithm: str, models) -> tuple[str, ...]:
+  """The models that an algorithm learns, if not all."""
+  if 'clustering' in registry.ALGORITHMS[algorithm].kinds:
+    return ('k_means',)
+  if registry.ALGORITHMS[algorithm].is_least_squares:
+    return ('linear',)
+  return models
+
+
 def project(
   algorithms,
   models=('mlp',),
@@ -89,7 +98,8 @@ def project(
 
   Args:
     algorithms: Keys of `registry.ALGORITHMS`.
-    models: Keys of `small_tasks.MODELS`, or linear.
+    models: Keys of `small_tasks.MODELS`, or linear; an algorithm that learns
+      none of them gets its own.
     kinds: Whether the models are functional.
     server_optimizers: Keys of `optimizers.OPTIMIZERS`.
     weightings: Of the clients.
@@ -99,12 +109,9 @@ def project(
     f'-{"functional" if kind else "keras"}': of_model(
       name, kind, of_algorithm(algorithm, server, weighting)
     )
-    for algorithm, server, weighting, name, kind in itertools.product(
-      algorithms,
-      server_optimizers,
-      weightings,
-      models,
-      kinds,
+    for algorithm in algorithms
+    for server, weighting, name, kind in itertools.product(
+      server_optimizers, weightings, _learned(algorithm, models), kinds
     )
     if weighting is tff.learning.ClientWeighting.NUM_EXAMPLES
     or 'client_weighting' not in registry.ALGORITHMS[algorithm].unused_flags
