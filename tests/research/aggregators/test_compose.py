@@ -172,6 +172,8 @@ def test_upload_bits_are_measured(chosen, expected):
     ('fed_avg', {}, 96 + 32),
     ('fed_avg', {'clipping': 'fixed', 'clip_norm': 1.0}, 96 + 32 + 32),
     ('fed_avg', {'compression': 'qsgd'}, 96 + 32 + 32),
+    # The fourth weight is local.
+    ('fed_recon', {}, 96 + 32),
   ],
 )
 def test_download_bits_are_what_is_broadcast(algorithm, chosen, expected):
@@ -180,10 +182,11 @@ def test_download_bits_are_what_is_broadcast(algorithm, chosen, expected):
 
 
 def learning_process(algorithm, factory):
-  task = toy.linear_task(toy.random_clients())
   chosen = registry.ALGORITHMS[algorithm]
-  return chosen.build(
-    task.model_fn,
+  scale = 2.0 if chosen.has_local_layers else None
+  task = toy.linear_task(toy.random_clients(), scale=scale)
+  return chosen.build_for(
+    task,
     registry.Settings(
       optimizers.build('sgd', 0.1),
       optimizers.build('sgd', 1.0),
@@ -216,6 +219,7 @@ def test_algorithms_use_the_aggregator_or_refuse_its_flags(algorithm):
     # The update and the sum of its steps; the update and a gradient.
     ('fed_nova', 96 + 32),
     ('fed_prox', 96),
+    ('fed_recon', 96),
     ('mime', 2 * 96),
     ('mime_lite', 2 * 96),
   ],
