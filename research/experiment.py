@@ -25,6 +25,7 @@ from research.training import (
   interrupts,
   plots,
   private_rounds,
+  reconstruction,
   run_directory,
   sampling,
 )
@@ -380,10 +381,10 @@ def _build_loop(
 ) -> loop_lib.TrainingLoop:
   algorithm, settings, schedule = chosen
   logging.info('Algorithm of %s', algorithm.paper)
-  filled = [size for size in task.data.train.num_examples.values() if size]
-  settings = dataclasses.replace(settings, num_clients=len(filled))
   try:
-    process = algorithm.build(task.model_fn, settings)
+    if algorithm.has_local_layers:
+      reconstruction.check(task.data)
+    process = algorithm.build_for(task, settings)
     process = runtime.prepare(process, task)
   except (local_training.UnsuitableError, planner.PlanError) as error:
     raise flags.IllegalFlagValueError(str(error)) from error
@@ -394,6 +395,11 @@ def _build_loop(
   if isinstance(process, stateful.StatefulProcess):
     client_states = client_states_lib.ClientStates(
       run.client_states, process.initial_client_state()
+    )
+  evaluator = None
+  if algorithm.has_local_layers:
+    evaluator = reconstruction.Evaluator(
+      task, reconstruction.settings(task, settings, config)
     )
   return loop_lib.TrainingLoop(
     config,
@@ -406,4 +412,5 @@ def _build_loop(
     client_states,
     faults,
     privacy,
+    evaluator,
   )

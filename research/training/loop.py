@@ -155,6 +155,7 @@ class TrainingLoop:
     client_states: client_states_lib.ClientStates | None = None,
     faults: faults_lib.Faults | None = None,
     privacy: private_rounds.PrivateRounds | None = None,
+    evaluator: evaluation.Evaluator | None = None,
   ):
     """Prepares the loop; nothing runs yet.
 
@@ -169,12 +170,13 @@ class TrainingLoop:
       client_states: Where the clients' states are kept, if they have any.
       faults: Which clients fail, lag or lie; None is none.
       privacy: Wraps the rounds if the process's aggregator is private.
+      evaluator: Evaluates states; None is one of the global model.
     """
     self.config = config
     self.task = task
     self.process = process
     self._computation = process.next
-    self.evaluator = evaluation.Evaluator(task)
+    self.evaluator = evaluator or evaluation.Evaluator(task)
     self._schedule = schedule
     self.runtime = runtime
     self._checkpoints = checkpoints
