@@ -193,7 +193,7 @@ def _build(
     tff.learning.LoopImplementation.DATASET_REDUCE
   )
   task = groups.runtime.apply(binary.build_task())
-  process = algorithm.build(task.model_fn, settings)
+  process = algorithm.build_for(task, settings)
   return task, process, groups.training.get()
 
 

@@ -26,6 +26,7 @@ from research.training import (
   interrupts,
   plots,
   private_rounds,
+  reconstruction,
   run_directory,
   sampling,
 )
@@ -386,15 +387,15 @@ def _build_loop(
 ) -> loop_lib.TrainingLoop:
   algorithm, settings, schedule = chosen
   logging.info('Algorithm of %s', algorithm.paper)
-  filled = [size for size in task.data.train.num_examples.values() if size]
   settings = dataclasses.replace(
     settings,
-    num_clients=len(filled),
     participation=config.clients_per_round / len(task.data.train.client_ids),
   )
   try:
     registry.check_kind(flags.FLAGS.algorithm, task.kind, task.build_loss())
-    process = algorithm.build(task.model_fn, settings)
+    if algorithm.has_local_layers:
+      reconstruction.check(task.data)
+    process = algorithm.build_for(task, settings)
     process = runtime.prepare(process, task)
   except (local_training.UnsuitableError, planner.PlanError) as error:
     raise flags.IllegalFlagValueError(str(error)) from error
@@ -405,6 +406,11 @@ def _build_loop(
   if isinstance(process, stateful.StatefulProcess):
     client_states = client_states_lib.ClientStates(
       run.client_states, process.initial_client_state()
+    )
+  evaluator = None
+  if algorithm.has_local_layers:
+    evaluator = reconstruction.Evaluator(
+      task, reconstruction.settings(task, settings, config)
     )
   return loop_lib.TrainingLoop(
     config,
@@ -417,4 +423,5 @@ def _build_loop(
     client_states,
     faults,
     privacy,
+    evaluator,
   )

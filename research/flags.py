@@ -188,6 +188,15 @@ class OptimizerFlags:
     return OptimizerConfig(optimizer, schedule)
 
 
+# What makes a flag of a hyperparameter, by the type of its default.
+_KINDS = {
+  bool: ('boolean', {}),
+  float: ('float', {'lower_bound': 0.0}),
+  int: ('integer', {'lower_bound': 0}),
+  tuple: ('list', {}),
+}
+
+
 class AlgorithmFlags:
   """The federated algorithm with its two optimizers."""
 
@@ -205,13 +214,14 @@ class AlgorithmFlags:
       "Weights of the clients' updates.",
     )
     for name in registry.HPARAMS:
-      users = ', '.join(
-        f'{key} {algorithm.hparams[name]}'
+      defaults = {
+        key: algorithm.hparams[name]
         for key, algorithm in registry.ALGORITHMS.items()
         if name in algorithm.hparams
-      )
-      text = f'Defaults: {users}.'
-      define('float', name, None, text, lower_bound=0.0)
+      }
+      users = ', '.join(f'{key} {value}' for key, value in defaults.items())
+      kind, kwargs = _KINDS[type(next(iter(defaults.values())))]
+      define(kind, name, None, f'Defaults: {users}.', **kwargs)
     self._client = OptimizerFlags('client', 0.1)
     self._server = OptimizerFlags('server', 1.0)
     self._aggregator = aggregator_flags.AggregatorFlags()

@@ -9,6 +9,7 @@ from datasets import download
 from research import flag_values
 from research.aggregators import mechanisms
 from research.aggregators import settings as lib
+from research.algorithms import registry
 from research.privacy import accounting, calibration, guarantee
 from research.privacy import journal as journal_lib
 from research.tasks import task as task_lib
@@ -99,6 +100,12 @@ class PrivacyFlags:
     kinds = [schedule.kind for schedule in schedules_used]
     if schedules.PLATEAU in kinds and not FLAGS.allow_unaccounted_release:
       _refuse('a plateau schedule follows the training loss of clients')
+    algorithm = registry.ALGORITHMS[FLAGS.algorithm]
+    if algorithm.has_local_layers and not FLAGS.allow_unaccounted_release:
+      _refuse(
+        f'test metrics of --algorithm={FLAGS.algorithm} tell of what clients '
+        'reconstruct from their training examples'
+      )
 
   def get(
     self, task: task_lib.Task, run: run_directory.RunDirectory

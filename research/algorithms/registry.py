@@ -15,6 +15,7 @@ from research.algorithms import (
   fed_kmeans,
   fed_nova,
   fed_prox,
+  fed_recon,
   fed_sgd,
   local_training,
   mime,
@@ -22,8 +23,11 @@ from research.algorithms import (
   scaffold,
   stateful,
 )
+from research.tasks import task as task_lib
 
 ModelFn = Callable[[], tff.learning.models.VariableModel]
+# The last is a list of names.
+Hparam = float | int | bool | tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Settings:
       use for it says so by `aggregator` in its `unused_flags`.
     num_clients: All training clients, the empty ones apart.
     participation: Share of the training clients that a round asks.
+    layers: Positions of each layer's variables among the model's trainable
+      ones, for an algorithm that `has_local_layers`.
     attacked: Whether clients may change what they send, for which the algorithm
       must have `can_be_attacked`.
   """
@@ -48,12 +54,15 @@ class Settings:
   server_optimizer: tff.learning.optimizers.Optimizer
   client_weighting: tff.learning.ClientWeighting
   loop_implementation: tff.learning.LoopImplementation
-  hparams: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  hparams: Mapping[str, Hparam] = dataclasses.field(default_factory=dict)
   model_aggregator: tff.aggregators.WeightedAggregationFactory = (
     dataclasses.field(default_factory=rejection.mean)
   )
   num_clients: int = 1
   participation: float = 1.0
+  layers: Mapping[str, tuple[int, ...]] = dataclasses.field(
+    default_factory=dict
+  )
   attacked: bool = False
 
 
@@ -68,21 +77,47 @@ class Algorithm:
     build: Builds the learning process.
     paper: Where it is from.
     unused_flags: Flags without a meaning here; setting one is an error.
-    hparams: Its own hyperparameters, each a flag, with their defaults.
+    hparams: Its own hyperparameters, each a flag of its default's kind.
     can_be_attacked: Whether it has a form whose clients change what they send.
     has_own_models: Whether clients keep models of their own.
     kinds: Kinds of tasks that it learns.
     is_least_squares: Whether it knows the mean squared error alone.
+    has_local_layers: Whether a part of the model never leaves the clients, who
+      make it from their examples whenever they need it.
   """
 
   build: Callable[[ModelFn, Settings], stateful.AnyProcess]
   paper: str
   unused_flags: frozenset[str] = frozenset()
-  hparams: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  hparams: Mapping[str, Hparam] = dataclasses.field(default_factory=dict)
   can_be_attacked: bool = False
   has_own_models: bool = False
   kinds: frozenset[str] = _BY_GRADIENTS
   is_least_squares: bool = False
+  has_local_layers: bool = False
+
+  def build_for(
+    self, task: task_lib.Task, settings: Settings
+  ) -> stateful.AnyProcess:
+    """Builds what learns a task.
+
+    Args:
+      task: Its clients are counted, and its layers named if that is needed.
+      settings: The others.
+
+    Returns:
+      The learning process.
+
+    Raises:
+      local_training.UnsuitableError: If a setting does not fit.
+    """
+    filled = [size for size in task.data.train.num_examples.values() if size]
+    settings = dataclasses.replace(
+      settings,
+      num_clients=len(filled),
+      layers=task.layers() if self.has_local_layers else {},
+    )
+    return self.build(task.model_fn, settings)
 
 
 def _with(build, *names: str, **constants: Any):
@@ -149,6 +184,19 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     'Li et al. 2020, Algorithm 2',
     hparams={'proximal_strength': 0.01},
     can_be_attacked=True,
+  ),
+  'fed_recon': Algorithm(
+    _with(fed_recon.build, *_LOCAL_TRAINING, 'layers', 'model_aggregator'),
+    'Singhal et al. 2021, Algorithm 1',
+    # Each epoch has an order of its own: support and query would overlap.
+    frozenset(['client_epochs_per_round']),
+    {
+      'local_layers': (),
+      'reconstruction_epochs': 1,
+      'reconstruction_learning_rate': 0.1,
+      'support_is_query': False,
+    },
+    has_local_layers=True,
   ),
   'fed_sgd': Algorithm(
     _with(

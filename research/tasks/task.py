@@ -66,6 +66,19 @@ class Task:
       concrete.structured_outputs,
     )
 
+  def layers(self) -> dict[str, tuple[int, ...]]:
+    """Positions of each layer's variables among the model's trainable ones.
+
+    Layers are in the model's order; those without trainable variables lack.
+    """
+    model = self.build_keras_model()
+    positions = {id(v): i for i, v in enumerate(model.trainable_variables)}
+    return {
+      layer.name: tuple(positions[id(v)] for v in layer.trainable_variables)
+      for layer in model.layers
+      if layer.trainable_variables
+    }
+
   def model_fn(self) -> tff.learning.models.VariableModel:
     """Builds the model as TFF wants it: anew at each call."""
     if self.client_model is not None:

@@ -26,13 +26,11 @@ from research.training import (
   sampling,
   schedules,
 )
+from research.training import columns as columns_lib
 from research.training import faults as faults_lib
 from research.training import metrics as metrics_lib
 from research.training import progress as progress_lib
 from research.training import trackers as trackers_lib
-
-# What clients' own models come to while they are trained.
-_PERSONAL = 'personal'
 
 TIMING_COLUMNS = (
   'round',
@@ -85,56 +83,6 @@ class Schedules:
     return [(part, schedule) for part, schedule in pairs if schedule]
 
 
-def metric_names(task: task_lib.Task) -> tuple[str, ...]:
-  """The metrics of a task, as `evaluation.Evaluator` names them."""
-  further = {'classification': ('accuracy',), 'clustering': ('purity',)}
-  return ('loss', *further.get(task.kind, ()))
-
-
-def _is_measured(split: str, name: str) -> bool:
-  # Clients that train don't tell the labels that purity needs.
-  return name != 'purity' or split in ('validation', 'test')
-
-
-def columns(
-  task: task_lib.Task,
-  has_faults: bool = False,
-  has_own_models: bool = False,
-  is_private: bool = False,
-) -> tuple[str, ...]:
-  """The columns of metrics.csv.
-
-  Args:
-    task: What is learned.
-    has_faults: Whether clients fail, lag or lie.
-    has_own_models: Whether clients have models of their own.
-    is_private: Whether there is differential privacy.
-  """
-  splits = ['train', *([_PERSONAL] if has_own_models else [])]
-  splits += ['validation', 'test']
-  if task.data.validation is None:
-    splits.remove('validation')
-  return (
-    'round',
-    *(
-      f'{split}_{name}'
-      for split in splits
-      for name in metric_names(task)
-      if _is_measured(split, name)
-    ),
-    'clients',
-    'examples',
-    'empty_clients',
-    rejection.REJECTED,
-    *(faults_lib.COLUMNS if has_faults else ()),
-    bits.UPLOAD,
-    bits.DOWNLOAD,
-    'client_learning_rate',
-    'server_learning_rate',
-    *(private_rounds.COLUMNS if is_private else ()),
-  )
-
-
 def host_leaves(structure: Any) -> list[checkpoint_lib.Leaf]:
   """The leaves of a structure in this process's memory.
 
@@ -166,6 +114,7 @@ class TrainingLoop:
     client_states: client_states_lib.ClientStates | None = None,
     faults: faults_lib.Faults | None = None,
     privacy: private_rounds.PrivateRounds | None = None,
+    evaluator: evaluation.Evaluator | None = None,
   ):
     """Prepares the loop; nothing runs yet.
 
@@ -180,12 +129,13 @@ class TrainingLoop:
       client_states: Where the clients' states are kept, if they have any.
       faults: Which clients fail, lag or lie; None is none.
       privacy: Wraps the rounds if the process's aggregator is private.
+      evaluator: Evaluates states; None is one of the global model.
     """
     self.config = config
     self.task = task
     self.process = process
     self._computation = process.next
-    self.evaluator = evaluation.Evaluator(task)
+    self.evaluator = evaluator or evaluation.Evaluator(task)
     self._schedule = schedule
     self.runtime = runtime
     self._checkpoints = checkpoints
@@ -297,7 +247,8 @@ class TrainingLoop:
       if self._is_due(round_num, self.config.rounds_per_checkpoint):
         self._checkpoints.save(round_num, host_leaves(state))
       shown = {
-        name: row.get(f'train_{name}') for name in metric_names(self.task)
+        name: row.get(f'train_{name}')
+        for name in columns_lib.metric_names(self.task)
       }
       for name in ('accuracy', 'purity'):
         shown[f'test {name}'] = row.get(f'test_{name}')
@@ -310,7 +261,7 @@ class TrainingLoop:
     """The columns of metrics.csv."""
     own = getattr(self.process, 'has_own_models', False)
     is_private = self._privacy is not None
-    return columns(self.task, self._faults.any, own, is_private)
+    return columns_lib.columns(self.task, self._faults.any, own, is_private)
 
   def _is_due(self, round_num: int, period: int) -> bool:
     return round_num % period == 0 or round_num == self.last_round
@@ -429,11 +380,11 @@ class TrainingLoop:
     }
     # Keras' mean over no examples is 0, which would look like a result.
     if train['num_examples']:
-      for kind in ('train', _PERSONAL):
+      for kind in ('train', columns_lib.PERSONAL):
         found = metrics['client_work'].get(kind, {})
         row |= {
           f'{kind}_{name}': found[name]
-          for name in metric_names(self.task)
+          for name in columns_lib.metric_names(self.task)
           if name in found
         }
     return row

@@ -192,6 +192,10 @@ REFUSED = (
     ],
     'follows the training loss of clients without noise',
   ),
+  (
+    ['--algorithm=fed_recon'],
+    'reconstruct from their training examples without noise',
+  ),
 )
 
 

@@ -172,6 +172,8 @@ def test_upload_bits_are_measured(chosen, expected):
     ('fed_avg', {}, 96 + 32),
     ('fed_avg', {'clipping': 'fixed', 'clip_norm': 1.0}, 96 + 32 + 32),
     ('fed_avg', {'compression': 'qsgd'}, 96 + 32 + 32),
+    # The fourth weight is local.
+    ('fed_recon', {}, 96 + 32),
   ],
 )
 def test_download_bits_are_what_is_broadcast(algorithm, chosen, expected):
@@ -181,9 +183,9 @@ def test_download_bits_are_what_is_broadcast(algorithm, chosen, expected):
 
 def learning_process(algorithm, factory):
   chosen = registry.ALGORITHMS[algorithm]
-  task = toy.task_of(chosen.kinds)
-  return chosen.build(
-    task.model_fn,
+  task = toy.task_of(chosen.kinds, chosen.has_local_layers)
+  return chosen.build_for(
+    task,
     registry.Settings(
       optimizers.build('sgd', 0.1),
       optimizers.build('sgd', 1.0),
@@ -216,6 +218,7 @@ def test_algorithms_use_the_aggregator_or_refuse_its_flags(algorithm):
     # The update and the sum of its steps; the update and a gradient.
     ('fed_nova', 96 + 32),
     ('fed_prox', 96),
+    ('fed_recon', 96),
     ('mime', 2 * 96),
     ('mime_lite', 2 * 96),
   ],
@@ -368,7 +371,8 @@ def test_cells_that_say_yes_train(part, algorithm):
   if is_private:
     chosen |= {'has_uniform_weights': True, 'noise_multiplier': 0.5}
   process = learning_process(algorithm, build(**chosen))
-  task = toy.task_of(registry.ALGORITHMS[algorithm].kinds)
+  chosen_algorithm = registry.ALGORITHMS[algorithm]
+  task = toy.task_of(chosen_algorithm.kinds, chosen_algorithm.has_local_layers)
   state = process.initialize()
   if is_private:
     state = dp.with_noise_key(state, noise.insecure_key(0, 1))

@@ -70,7 +70,8 @@ def of_algorithm(
   )
 
   def build(model):
-    process = chosen.build(model, settings)
+    layers = _layers(model) if chosen.has_local_layers else {}
+    process = chosen.build(model, dataclasses.replace(settings, layers=layers))
     if isinstance(process, stateful.StatefulProcess):
       return equality.WithClients(process, CLIENTS)
     return process
@@ -87,6 +88,13 @@ def _learned(algorithm: str, models) -> tuple[str, ...]:
   return models
 
 
+def _layers(model_fn) -> dict[str, tuple[int, ...]]:
+  """Two parts of a model of `small_tasks`; the second is its last layer."""
+  with tf.Graph().as_default():
+    count = len(model_fn().trainable_variables)
+  return {'first': tuple(range(count - 2)), 'last': (count - 2, count - 1)}
+
+
 def project(
   algorithms,
   models=('mlp',),
@@ -94,7 +102,7 @@ def project(
   server_optimizers=tuple(optimizers.OPTIMIZERS),
   weightings=tuple(tff.learning.ClientWeighting),
 ) -> dict[str, equality.Case]:
-  """Algorithms of the project, with the weightings that they have.
+  """Algorithms of the project, with the weightings and models that they have.
 
   Args:
     algorithms: Keys of `registry.ALGORITHMS`.
@@ -113,8 +121,14 @@ def project(
     for server, weighting, name, kind in itertools.product(
       server_optimizers, weightings, _learned(algorithm, models), kinds
     )
-    if weighting is tff.learning.ClientWeighting.NUM_EXAMPLES
-    or 'client_weighting' not in registry.ALGORITHMS[algorithm].unused_flags
+    if (
+      weighting is tff.learning.ClientWeighting.NUM_EXAMPLES
+      or 'client_weighting' not in registry.ALGORITHMS[algorithm].unused_flags
+    )
+    # Of a single layer none can be local.
+    and not (
+      name == 'linear' and registry.ALGORITHMS[algorithm].has_local_layers
+    )
   }
 
 
