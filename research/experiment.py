@@ -18,6 +18,7 @@ from research import flag_values, runtime_flags
 from research import flags as flags_lib
 from research.algorithms import local_training, registry, stateful
 from research.export import exporter, parity
+from research.privacy import audit_report
 from research.runtime import accelerators, planner
 from research.runtime import registry as runtimes
 from research.tasks import task as task_lib
@@ -26,6 +27,7 @@ from research.training import client_states as client_states_lib
 from research.training import estimate as estimate_lib
 from research.training import faults as faults_lib
 from research.training import (
+  atomic,
   interrupts,
   plots,
   private_rounds,
@@ -275,11 +277,31 @@ class Experiment:
     print(parity.summary(report))
 
   def finish(self, state: Any) -> None:
-    """Draws, exports if the flag says so, and prints where everything is."""
+    """Audits, draws, exports if asked to, and prints where everything is.
+
+    Raises:
+      audit_report.ViolationError: If the audit contradicts the guarantee; all
+        of the run's files are there then.
+    """
+    report = self._audit(state)
     self.plot()
     if self._output.export:
       self.export(state)
     print(self.summary())
+    if report:
+      print(f'{"audit":<26}{report.line()}')
+      report.check()
+
+  def _audit(self, state: Any) -> audit_report.Report | None:
+    if self._privacy is None or self._privacy.canaries is None:
+      return None
+    process = self.loop.process
+    report = self._privacy.audit(
+      process.get_model_weights(process.initialize()).trainable,
+      process.get_model_weights(state).trainable,
+    )
+    atomic.write_json(self.run.audit_json, report.to_json())
+    return report
 
   def summary(self) -> str:
     """The last row of metrics.csv and the paths of a finished run."""

@@ -8,6 +8,7 @@ import tensorflow_federated as tff
 
 from research.aggregators import rejection
 from research.algorithms import (
+  attacks,
   ditto,
   fed_avg,
   fed_dyn,
@@ -35,8 +36,8 @@ class Settings:
     model_aggregator: Combines the clients' updates. An algorithm that has no
       use for it says so by `aggregator` in its `unused_flags`.
     num_clients: All training clients, the empty ones apart.
-    attacked: Whether clients may change what they send, for which the algorithm
-      must have `can_be_attacked`.
+    attack: How clients may change what they send, for which the algorithm must
+      have `can_be_attacked`; None is not at all.
   """
 
   client_optimizer: tff.learning.optimizers.Optimizer
@@ -48,7 +49,7 @@ class Settings:
     dataclasses.field(default_factory=rejection.mean)
   )
   num_clients: int = 1
-  attacked: bool = False
+  attack: attacks.Attack | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     has_own_models=True,
   ),
   'fed_avg': Algorithm(
-    _with(fed_avg.build, *_LOCAL_TRAINING, 'model_aggregator', 'attacked'),
+    _with(fed_avg.build, *_LOCAL_TRAINING, 'model_aggregator', 'attack'),
     'McMahan et al. 2017, Algorithm 1',
     can_be_attacked=True,
   ),
@@ -124,7 +125,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     _OWN_AGGREGATION,
   ),
   'fed_prox': Algorithm(
-    _with(fed_prox.build, *_LOCAL_TRAINING, 'model_aggregator', 'attacked'),
+    _with(fed_prox.build, *_LOCAL_TRAINING, 'model_aggregator', 'attack'),
     'Li et al. 2020, Algorithm 2',
     hparams={'proximal_strength': 0.01},
     can_be_attacked=True,

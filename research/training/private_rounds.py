@@ -2,14 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dp_accounting
 import numpy as np
 
 from research.aggregators import bits, dp
-from research.privacy import accounting, guarantee, noise
+from research.privacy import accounting, audit_report, guarantee, noise
+from research.privacy import canaries as canaries_lib
 from research.privacy import journal as journal_lib
 from research.training import atomic, sampling
 
@@ -65,6 +66,7 @@ class PrivateRounds:
     accountant: accounting.Accountant,
     journal: journal_lib.Journal,
     report: atomic.Path,
+    canaries: canaries_lib.Canaries | None = None,
   ):
     """Prepares; nothing is written before the first round.
 
@@ -73,8 +75,10 @@ class PrivateRounds:
       accountant: Of the mechanism, the sampling and delta.
       journal: Of the run's releases.
       report: The JSON file that has the guarantee so far.
+      canaries: Clients by which the guarantee is audited.
     """
     self.settings = settings
+    self.canaries = canaries
     self._accountant = accountant
     self._journal = journal
     self._report = report
@@ -156,6 +160,22 @@ class PrivateRounds:
     # A seeded round that is drawn again is the same release.
     repeated = [] if self._is_seeded else self._journal.repeated()
     return self._accountant.guarantee(self._journal.rounds, repeated)
+
+  def audit(
+    self, before: Sequence[np.ndarray], after: Sequence[np.ndarray]
+  ) -> audit_report.Report | None:
+    """Audits the guarantee by the final model; None without canaries.
+
+    Args:
+      before: The model's trainable weights before the first round.
+      after: Those after the last one.
+    """
+    if self.canaries is None:
+      return None
+    released = [b - a for b, a in zip(before, after, strict=True)]
+    return audit_report.examine(
+      self.canaries, released, self._journal.rounds, self.guarantee()
+    )
 
   def report(self) -> dict[str, Any]:
     """The guarantee so far, for people and for programs."""

@@ -17,14 +17,14 @@ def task():
   return toy.linear_task(toy.random_clients())
 
 
-def build(name, task, runtime, attacked):
+def build(name, task, runtime, attack):
   settings = registry.Settings(
     client_optimizer=optimizers.build('sgd', RATE),
     server_optimizer=optimizers.build('sgd', 1.0),
     client_weighting=tff.learning.ClientWeighting.NUM_EXAMPLES,
     loop_implementation=runtime.loop_implementation,
     hparams=registry.ALGORITHMS[name].hparams,
-    attacked=attacked,
+    attack=attack,
   )
   process = registry.ALGORITHMS[name].build(task.model_fn, settings)
   return runtime.prepare(process, task)
@@ -62,8 +62,8 @@ def runtime(request):
 
 @pytest.mark.parametrize('name', ['fed_avg', 'fed_prox'])
 def test_sound_clients_train_as_without_attacks(runtime, task, name):
-  plain = run(runtime, task, build(name, task, runtime, False))
-  process = build(name, task, runtime, True)
+  plain = run(runtime, task, build(name, task, runtime, None))
+  process = build(name, task, runtime, attacks.SCALE)
   assert isinstance(process, attacks.AttackedProcess)
   attacked = run(runtime, task, process, [1, 1, 1])
   np.testing.assert_allclose(attacked, plain, rtol=0, atol=1e-7)
@@ -71,7 +71,7 @@ def test_sound_clients_train_as_without_attacks(runtime, task, name):
 
 def test_all_that_flip_the_sign_send_the_model_the_other_way(runtime, task):
   """The first round's step, turned round."""
-  process = build('fed_avg', task, runtime, True)
+  process = build('fed_avg', task, runtime, attacks.SCALE)
   (data,) = arguments(runtime, task, 1)
   start = process.initialize()
   first = np.asarray(process.get_model_weights(start).trainable[0])
@@ -86,7 +86,7 @@ def test_all_that_flip_the_sign_send_the_model_the_other_way(runtime, task):
 
 def test_what_is_not_finite_is_dropped_and_counted(runtime, task):
   """The clients weigh 14, 8 and 24 examples; the second one is dropped."""
-  process = build('fed_avg', task, runtime, True)
+  process = build('fed_avg', task, runtime, attacks.SCALE)
   (data,) = arguments(runtime, task, 1)
   start = process.initialize()
   factors = [np.float32(1), np.float32(np.nan), np.float32(1)]
