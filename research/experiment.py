@@ -2,81 +2,37 @@
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import pathlib
-import platform
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import tensorflow as tf
 from absl import flags, logging
 
-from research import flag_values, runtime_flags
+from research import flag_values, provenance, runtime_flags
 from research import flags as flags_lib
 from research.algorithms import local_training, registry, stateful
 from research.export import exporter, parity
-from research.privacy import audit_report
 from research.runtime import accelerators, planner
 from research.runtime import registry as runtimes
 from research.tasks import task as task_lib
 from research.training import checkpoint as checkpoint_lib
 from research.training import client_states as client_states_lib
 from research.training import estimate as estimate_lib
-from research.training import faults as faults_lib
 from research.training import (
-  atomic,
+  evaluation,
   interrupts,
   plots,
   private_rounds,
   run_directory,
   sampling,
 )
+from research.training import faults as faults_lib
 from research.training import loop as loop_lib
 from research.training import metrics as metrics_lib
 from research.training import progress as progress_lib
 from research.training import trackers as trackers_lib
-
-_PACKAGES = (
-  'tensorflow',
-  'tensorflow-federated',
-  'tensorflow-privacy',
-  'tensorflow-model-optimization',
-  'numpy',
-)
-
-
-def versions() -> dict[str, str]:
-  """Versions of Python and of the packages that decide results."""
-  found = {name: importlib.metadata.version(name) for name in _PACKAGES}
-  return {'python': platform.python_version(), **found}
-
-
-def git_revision() -> str | None:
-  """The checkout's commit, `-dirty` when changed; None outside of git."""
-  command = ['git', 'describe', '--always', '--dirty', '--abbrev=40']
-  try:
-    result = subprocess.run(
-      command,
-      cwd=pathlib.Path(__file__).parent,
-      capture_output=True,
-      text=True,
-      check=True,
-    )
-  except (OSError, subprocess.CalledProcessError):
-    return None
-  return result.stdout.strip()
-
-
-def device() -> str:
-  """The processor and the GPUs that TensorFlow sees, in words."""
-  lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
-  names = [line.partition(':')[2] for line in lines if 'model name' in line]
-  cpu = names[0].strip() if names else platform.machine()
-  gpus = len(tf.config.list_physical_devices('GPU'))
-  return f'{cpu}, {len(names)} threads, {gpus} GPUs'
 
 
 def describe(task: task_lib.Task) -> str:
@@ -178,11 +134,14 @@ class Experiment:
         'binary': binary,
         'flags': flag_values.values(),
         'seed': groups.training.get().seed,
-        'device': device(),
+        'device': provenance.device(),
         'data_sha256': task.data.content_sha256,
-        'versions': versions(),
-        'git_revision': git_revision(),
+        'versions': provenance.versions(),
+        'git_revision': provenance.git_revision(),
       }
+      if task.kind == 'classification':
+        constant = evaluation.constant_class_accuracy(task.data.test)
+        config['constant_class_accuracy'] = constant
       if flags.FLAGS.from_config:
         saved = flag_values.read_saved(flags.FLAGS.from_config)
         flag_values.check_same_data(saved, config['data_sha256'])
@@ -283,33 +242,22 @@ class Experiment:
       audit_report.ViolationError: If the audit contradicts the guarantee; all
         of the run's files are there then.
     """
-    report = self._audit(state)
+    audit = None
+    if self._privacy:
+      audit = self._privacy.audit(self.loop.process, state, self.run.audit_json)
     self.plot()
     if self._output.export:
       self.export(state)
     print(self.summary())
-    if report:
-      print(f'{"audit":<26}{report.line()}')
-      report.check()
-
-  def _audit(self, state: Any) -> audit_report.Report | None:
-    if self._privacy is None or self._privacy.canaries is None:
-      return None
-    process = self.loop.process
-    report = self._privacy.audit(
-      process.get_model_weights(process.initialize()).trainable,
-      process.get_model_weights(state).trainable,
-    )
-    atomic.write_json(self.run.audit_json, report.to_json())
-    return report
+    if audit:
+      print(f'{"audit":<26}{audit.line()}')
+      audit.check()
 
   def summary(self) -> str:
     """The last row of metrics.csv and the paths of a finished run."""
     last = metrics_lib.read(self.run.metrics_csv)[-1]
     table = [
-      (name, f'{value:.4f}' if isinstance(value, float) else str(value))
-      for name, value in last.items()
-      if value is not None
+      (name, _shown(value)) for name, value in last.items() if value is not None
     ]
     table += [('metrics', str(self.run.metrics_csv))]
     table += [('plots', str(self.run.plots))]
@@ -323,6 +271,12 @@ class Experiment:
     done = self.loop.restore()[0]
     rounds = max(self.loop.config.total_rounds - done, 0)
     return '\n'.join(estimate_lib.estimate(self.loop, rounds).lines())
+
+
+def _shown(value: metrics_lib.Cell) -> str:
+  if not isinstance(value, float):
+    return str(value)
+  return f'{value:.4f}' if abs(value) >= 1e-3 or not value else f'{value:.3g}'
 
 
 def _timing_csv(path: pathlib.Path) -> metrics_lib.MetricsCsv:

@@ -9,6 +9,7 @@ from absl import flags
 
 from datasets import download
 from research import fault_flags, flag_values
+from research.aggregators import mechanisms
 from research.aggregators import settings as lib
 from research.algorithms import attacks, local_training
 from research.privacy import accounting, calibration, guarantee
@@ -41,6 +42,11 @@ _OTHERS = {
     "Noise in adaptive clipping's count; clients_per_round / 20 by default.",
   ),
 }
+_SHAPES = {
+  'dp_bands': 'Bands of banded_matrix_factorization; min_separation if None.',
+  'blt_buffers': 'Buffers of blt; 4 by default.',
+  'tree_restart_rounds': 'Rounds of a tree; all in one by default.',
+}
 _SWITCHES = {
   'insecure_seeded_noise': (
     'Take the noise from --seed, for tests and reproductions. Protects nothing.'
@@ -52,9 +58,9 @@ _SWITCHES = {
 }
 _AUDIT = 'audit_canaries'
 _AUDIT_TEXT = (
-  'So many more clients, each in the training with probability 1/2, send random '
-  'directions, and the final model tells who was in: a lower bound of epsilon. '
-  'They are noise to the model; no guarantee gets weaker.'
+  'So many more clients, each in the training with probability 1/2, send '
+  'random directions, and the final model tells who was in: a lower bound of '
+  'epsilon. Canaries are noise to the model; no guarantee gets weaker.'
 )
 # What canaries send / clipping norm, so that clipping has to do its work.
 _CANARY_NORM = 10.0
@@ -72,6 +78,8 @@ class PrivacyFlags:
     )
     for name, (kind, text) in _OTHERS.items():
       flag_values.define(kind, name, None, text, lower_bound=0.0)
+    for name, text in _SHAPES.items():
+      flag_values.define('integer', name, None, text, lower_bound=1)
     for name, text in _SWITCHES.items():
       flag_values.define('boolean', name, False, text)
     flag_values.define('integer', _AUDIT, 0, _AUDIT_TEXT, lower_bound=0)
@@ -86,7 +94,7 @@ class PrivacyFlags:
       flags.IllegalFlagValueError: If flags do not fit together.
     """
     if FLAGS.dp_mechanism == lib.NONE:
-      unused = [*_OTHERS, *_SWITCHES, _AUDIT]
+      unused = [*_OTHERS, *_SHAPES, *_SWITCHES, _AUDIT]
       flag_values.refuse_unused(unused, 'without --dp_mechanism')
       return
     if (FLAGS.noise_multiplier is None) == (FLAGS.target_epsilon is None):
@@ -95,6 +103,11 @@ class PrivacyFlags:
         'and --target_epsilon, given '
         f'{"neither" if FLAGS.target_epsilon is None else "both"}.'
       )
+    own = lib.DP_MECHANISMS[FLAGS.dp_mechanism]
+    flag_values.refuse_unused(
+      sorted(set(_SHAPES) - set(own)),
+      f'by --dp_mechanism={FLAGS.dp_mechanism}',
+    )
     if FLAGS.clipping != 'adaptive':
       reason = f'by --clipping={FLAGS.clipping}'
       flag_values.refuse_unused(['clipped_count_stddev'], reason)
@@ -166,12 +179,19 @@ class PrivacyFlags:
     delta = FLAGS.delta
     if delta is None:
       delta = guarantee.default_delta(clients.population)
+    strategy = mechanisms.strategy(
+      FLAGS.dp_mechanism,
+      clients.total_rounds,
+      clients.min_separation,
+      **{name: FLAGS[name].value for name in _SHAPES},
+    )
     multiplier = FLAGS.noise_multiplier
     if multiplier is None:
       multiplier = calibration.noise_multiplier(
         FLAGS.target_epsilon,
         delta,
         clients,
+        strategy,
         cache_folder=download.cache_directory(FLAGS.cache_dir),
       )
     settings = private_rounds.Settings(
@@ -182,11 +202,16 @@ class PrivacyFlags:
       scheme=FLAGS.client_sampling,
       allow_unaccounted_release=FLAGS.allow_unaccounted_release,
     )
+    if strategy is None:
+      event = dp_accounting.GaussianDpEvent(multiplier)
+      accountant = accounting.build(event, clients, delta)
+    else:
+      accountant = accounting.build_correlated(
+        strategy, multiplier, clients, delta
+      )
     return private_rounds.PrivateRounds(
       settings,
-      accounting.build(
-        dp_accounting.GaussianDpEvent(multiplier), clients, delta
-      ),
+      accountant,
       journal_lib.Journal(run.privacy_journal),
       run.privacy_json,
       canaries,

@@ -26,7 +26,7 @@ from research.aggregators import (
   bits,
   clipping,
   compression,
-  dp,
+  mechanisms,
   refusals,
   rejection,
   robust,
@@ -54,7 +54,7 @@ def build(settings: lib.Settings) -> tff.aggregators.WeightedAggregationFactory:
     raise ValueError(reason)
   codec = _codec(settings)
   is_private = settings.dp_mechanism != lib.NONE
-  factory = dp.build(settings) if is_private else _combine(settings)
+  factory = (mechanisms.build if is_private else _combine)(settings)
   if codec is not None:
     factory = compression.CompressionFactory(codec, settings.seed, factory)
   # One vector: rules, codecs and rotations are about the whole update.

@@ -1,6 +1,7 @@
 """Why some combinations of aggregator, runtime and cohorts are refused."""
 
 from research.aggregators import settings as lib
+from research.privacy import matrix_factorization
 
 
 def refusal(settings: lib.Settings) -> str | None:
@@ -76,6 +77,14 @@ def _refused_private(settings: lib.Settings) -> str | None:
       f'{name} needs --client_weighting=uniform: weights by examples have no '
       'bound, so that one client could change the mean by any amount.'
     )
+  if settings.dp_mechanism in matrix_factorization.MECHANISMS:
+    if settings.min_separation is None:
+      return (
+        f'{name} needs --client_sampling=cyclic_poisson with --min_separation: '
+        'its guarantee rests on how often and how closely a client takes part.'
+      )
+    if settings.clipping == 'per_layer':
+      return f'{name} with --clipping=per_layer: use fixed or adaptive.'
   if settings.clipping == 'per_layer' and settings.compression != lib.NONE:
     return (
       f'--clipping=per_layer with --compression={settings.compression}: codecs '

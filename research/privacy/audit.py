@@ -73,8 +73,8 @@ def p_value(
   """How likely so many right guesses are at most, if a guarantee holds.
 
   Steinke et al. 2023, arXiv:2305.08846, Section 5, the bound for approximate
-  differential privacy, which Appendix D computes: with W ~ Binomial(r, e^epsilon
-  / (e^epsilon + 1)) it is
+  differential privacy, which Appendix D computes: with W ~ Binomial(r, q) and
+  q = e^epsilon / (e^epsilon + 1) it is
 
     P[W >= v] + 2 m delta max_{1 <= i <= v} P[v > W >= v - i] / i.
 
@@ -189,9 +189,9 @@ def epsilon_of_gaussians(
 def _excess(
   first: tuple[float, float], second: tuple[float, float], epsilon: float
 ) -> float:
-  """P(S) - e^epsilon Q(S) of the set S where P's density is above e^epsilon Q's.
+  """P(S) - e^epsilon Q(S), where S makes it largest.
 
-  There the quadratic log p(x) - log q(x) - epsilon is positive.
+  In S the quadratic log p(x) - log q(x) - epsilon is positive.
   """
   (p_mean, p_std), (q_mean, q_std) = first, second
   square = (q_std**-2 - p_std**-2) / 2

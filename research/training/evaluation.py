@@ -169,3 +169,11 @@ def _cut(clients: list) -> Iterator[dict[str, np.ndarray]]:
     yield {
       key: array[start : start + _BATCH_SIZE] for key, array in arrays.items()
     }
+
+
+def constant_class_accuracy(split: federated_data.Split) -> float:
+  """What naming the split's most frequent label for each example reaches."""
+  labels = np.concatenate(
+    [np.ravel(split.client(client)['y']) for client in split.client_ids]
+  )
+  return float(np.unique(labels, return_counts=True)[1].max() / len(labels))

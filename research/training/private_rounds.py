@@ -2,14 +2,21 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import dp_accounting
 import numpy as np
 
 from research.aggregators import bits, dp
-from research.privacy import accounting, audit_report, guarantee, noise
+from research.algorithms import stateful
+from research.privacy import (
+  accounting,
+  audit_report,
+  guarantee,
+  matrix_factorization,
+  noise,
+)
 from research.privacy import canaries as canaries_lib
 from research.privacy import journal as journal_lib
 from research.training import atomic, sampling
@@ -106,11 +113,14 @@ class PrivateRounds:
 
   def entry(self) -> dict[str, Any]:
     """Of config.json: what a run that goes on may not change."""
-    return {
+    entry = {
       'mechanism': self.settings.mechanism,
       'noise_multiplier': self.settings.noise_multiplier,
       'delta': self._accountant.delta,
     }
+    if self._is_correlated:
+      entry['total_rounds'] = self._accountant.sampling.total_rounds
+    return entry
 
   def begin(self, state: Any, round_num: int) -> Any:
     """Journals a round and returns its state with the noise's key."""
@@ -134,22 +144,38 @@ class PrivateRounds:
     Raises:
       MechanismError: If it released something else than is accounted for.
     """
-    wanted = self.settings.noise_multiplier
-    found = _noise_multiplier(dp.event(after.aggregator))
-    if not math.isclose(found, wanted, rel_tol=1e-5):
-      raise MechanismError(
-        f'the round was run with a noise multiplier of {found}, but the '
-        f'accounting is for {wanted}'
-      )
+    self._check(dp.event(after.aggregator))
     now = self.guarantee()
     atomic.write_json(self._report, self.report())
     return {
       'epsilon': now.epsilon,
       'epsilon_rdp': now.epsilon_rdp,
       'delta': now.delta,
-      'noise_multiplier': wanted,
+      'noise_multiplier': self.settings.noise_multiplier,
       'clip_norm': np.asarray(dp.clip_norm(before.aggregator)),
     }
+
+  @property
+  def _is_correlated(self) -> bool:
+    return self.settings.mechanism in matrix_factorization.MECHANISMS
+
+  def _check(self, event: dp_accounting.DpEvent) -> None:
+    """Raises if a round released something else than is accounted for."""
+    # The guarantee of correlated noise is that of all rounds together.
+    is_whole = isinstance(event, dp_accounting.UnsupportedDpEvent)
+    if self._is_correlated or is_whole:
+      if self._is_correlated != is_whole:
+        raise MechanismError(
+          f'the round released {event}, but the accounting is for '
+          f'{self.settings.mechanism}'
+        )
+      return
+    wanted, found = self.settings.noise_multiplier, _noise_multiplier(event)
+    if not math.isclose(found, wanted, rel_tol=1e-5):
+      raise MechanismError(
+        f'the round was run with a noise multiplier of {found}, but the '
+        f'accounting is for {wanted}'
+      )
 
   @property
   def _is_seeded(self) -> bool:
@@ -162,20 +188,32 @@ class PrivateRounds:
     return self._accountant.guarantee(self._journal.rounds, repeated)
 
   def audit(
-    self, before: Sequence[np.ndarray], after: Sequence[np.ndarray]
+    self, process: stateful.AnyProcess, state: Any, path: atomic.Path
   ) -> audit_report.Report | None:
-    """Audits the guarantee by the final model; None without canaries.
+    """Audits the guarantee by the final model.
 
     Args:
-      before: The model's trainable weights before the first round.
-      after: Those after the last one.
+      process: What has learned.
+      state: Its state after the last round.
+      path: The JSON file that gets the report.
+
+    Returns:
+      The report; None without canaries.
     """
     if self.canaries is None:
       return None
-    released = [b - a for b, a in zip(before, after, strict=True)]
-    return audit_report.examine(
+    before, after = (
+      process.get_model_weights(s).trainable
+      for s in (process.initialize(), state)
+    )
+    released = [
+      np.asarray(b) - np.asarray(a) for b, a in zip(before, after, strict=True)
+    ]
+    report = audit_report.examine(
       self.canaries, released, self._journal.rounds, self.guarantee()
     )
+    atomic.write_json(path, report.to_json())
+    return report
 
   def report(self) -> dict[str, Any]:
     """The guarantee so far, for people and for programs."""
@@ -193,6 +231,12 @@ class PrivateRounds:
         'can take it away, so that nothing is protected.'
       )
     sentences.append(now.statement())
+    if self._is_correlated:
+      sentences.append(
+        'The checkpoints of the run hold noise of earlier rounds, which '
+        'whoever has them can take away again: keep them as secret as the '
+        "clients' data."
+      )
     if not self._is_seeded:
       sentences.append(
         f'The noise is of {noise.GENERATOR}, with a key per round from the '

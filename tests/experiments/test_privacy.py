@@ -233,3 +233,12 @@ def test_an_unaccounted_release_is_told_first(tmp_path):
   text = (tmp_path / 'emnist' / 'model_card.md').read_text()
   privacy = text.partition('## Privacy')[2].strip()
   assert privacy.startswith('Besides the model, figures of the clients')
+
+
+def test_the_projects_own_files_of_private_runs_parse():
+  files = sorted((binary.ROOT / 'experiments' / 'private').glob('*.flags'))
+  assert len(files) > 2
+  for path in files:
+    with binary.parsed('emnist', f'--flagfile={path}') as (module, rest):
+      assert rest == ['emnist']
+      module.GROUPS.algorithm.get(None)

@@ -13,12 +13,14 @@ from research.aggregators import (
   bits,
   compatibility,
   compose,
+  dp,
   refusals,
   rejection,
   secure,
   settings,
 )
 from research.algorithms import optimizers, registry
+from research.privacy import noise
 from research.runtime import in_process as in_process_lib
 from tests import toy
 from tests.research.aggregators import aggregation
@@ -362,9 +364,14 @@ def test_cells_that_say_yes_train(part, algorithm):
   chosen = dict(compatibility.PARTS[part])
   if 'secure_sum' in chosen:
     chosen |= SECURE
+  is_private = 'dp_mechanism' in chosen
+  if is_private:
+    chosen |= {'has_uniform_weights': True, 'noise_multiplier': 0.5}
   process = learning_process(algorithm, build(**chosen))
   task = toy.linear_task(toy.random_clients())
   state = process.initialize()
+  if is_private:
+    state = dp.with_noise_key(state, noise.insecure_key(0, 1))
   output = process.next(state, _clients(task))
   before, after = (
     np.asarray(process.get_model_weights(s).trainable[0])
