@@ -11,9 +11,9 @@ import itertools
 import math
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
-_BISECTIONS = 40
+_BISECTIONS = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +88,15 @@ def p_value(
   Returns:
     The bound, at most 1.
   """
-  right = stats.binom(guesses, 1 / (1 + math.exp(-epsilon)))
-  value = right.sf(correct - 1)
-  if delta and correct:
-    fewer = np.arange(1, correct + 1)
-    below = np.cumsum(right.pmf(correct - fewer))
-    value += 2 * canaries * delta * np.max(below / fewer)
-  return min(float(value), 1.0)
+  if not correct:
+    return 1.0
+  q = 1 / (1 + math.exp(-epsilon))
+  # P[W < w] for w = 0, ..., v.
+  below = np.append(0.0, special.bdtr(np.arange(correct), guesses, q))
+  fewer = np.arange(1, correct + 1)
+  given_away = np.max((below[-1] - below[-2::-1]) / fewer)
+  value = special.bdtrc(correct - 1, guesses, q)
+  return min(float(value + 2 * canaries * delta * given_away), 1.0)
 
 
 def epsilon_lower_bound(

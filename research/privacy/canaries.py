@@ -53,14 +53,15 @@ class Canaries:
     return self._rng(_COIN_STREAM).random(self.number) < 0.5
 
   @functools.cached_property
-  def _group(self) -> np.ndarray:
+  def group(self) -> np.ndarray:
+    """int [number]: group g is in rounds g + 1, g + 1 + min_separation, ..."""
     order = self._rng(_GROUP_STREAM).permutation(self.number)
     return order % self.min_separation
 
   def taking_part(self, round_num: int) -> list[int]:
     """The included canaries of a round, counted from 1."""
     drawn = self._rng(_TURN_STREAM, round_num).random(self.number)
-    in_turn = self._group == (round_num - 1) % self.min_separation
+    in_turn = self.group == (round_num - 1) % self.min_separation
     chosen = self.is_included & in_turn & (drawn < self.probability)
     return np.flatnonzero(chosen).tolist()
 
