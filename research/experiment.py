@@ -243,11 +243,22 @@ class Experiment:
     print(parity.summary(report))
 
   def finish(self, state: Any) -> None:
-    """Draws, exports if the flag says so, and prints where everything is."""
+    """Audits, draws, exports if asked to, and prints where everything is.
+
+    Raises:
+      audit_report.ViolationError: If the audit contradicts the guarantee; all
+        of the run's files are there then.
+    """
+    audit = None
+    if self._privacy:
+      audit = self._privacy.audit(self.loop.process, state, self.run.audit_json)
     self.plot(state)
     if self._output.export:
       self.export(state)
     print(self.summary())
+    if audit:
+      print(f'{"audit":<26}{audit.line()}')
+      audit.check()
 
   def summary(self) -> str:
     """The last row of metrics.csv and the paths of a finished run."""

@@ -258,7 +258,7 @@ class AlgorithmFlags:
         for key, default in algorithm.hparams.items()
       },
       model_aggregator=self._aggregator.get(name),
-      attacked=self._faults.attacks_updates(),
+      attack=self._faults.attack() or self._privacy.attack(),
     )
     return (
       algorithm,

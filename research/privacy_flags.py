@@ -3,19 +3,24 @@
 from collections.abc import Sequence
 
 import dp_accounting
+import tensorflow as tf
+import tensorflow_federated as tff
 from absl import flags
 
 from datasets import download
-from research import flag_values
+from research import fault_flags, flag_values
 from research.aggregators import mechanisms
 from research.aggregators import settings as lib
-from research.algorithms import registry
+from research.algorithms import attacks, local_training, registry
 from research.privacy import accounting, calibration, guarantee
+from research.privacy import canaries as canaries_lib
 from research.privacy import journal as journal_lib
 from research.tasks import task as task_lib
 from research.training import (
+  faults,
   private_rounds,
   run_directory,
+  sampling,
   schedules,
 )
 
@@ -51,6 +56,14 @@ _SWITCHES = {
     'validation, plots). No guarantee covers it.'
   ),
 }
+_AUDIT = 'audit_canaries'
+_AUDIT_TEXT = (
+  'So many more clients, each in the training with probability 1/2, send '
+  'random directions, and the final model tells who was in: a lower bound of '
+  'epsilon. Canaries are noise to the model; no guarantee gets weaker.'
+)
+# What canaries send / clipping norm, so that clipping has to do its work.
+_CANARY_NORM = 10.0
 
 
 class PrivacyFlags:
@@ -69,6 +82,7 @@ class PrivacyFlags:
       flag_values.define('integer', name, None, text, lower_bound=1)
     for name, text in _SWITCHES.items():
       flag_values.define('boolean', name, False, text)
+    flag_values.define('integer', _AUDIT, 0, _AUDIT_TEXT, lower_bound=0)
 
   def check(self, schedules_used: Sequence[schedules.Schedule]) -> None:
     """Checks what needs neither data nor accounting.
@@ -80,7 +94,7 @@ class PrivacyFlags:
       flags.IllegalFlagValueError: If flags do not fit together.
     """
     if FLAGS.dp_mechanism == lib.NONE:
-      unused = [*_OTHERS, *_SHAPES, *_SWITCHES]
+      unused = [*_OTHERS, *_SHAPES, *_SWITCHES, _AUDIT]
       flag_values.refuse_unused(unused, 'without --dp_mechanism')
       return
     if (FLAGS.noise_multiplier is None) == (FLAGS.target_epsilon is None):
@@ -106,6 +120,30 @@ class PrivacyFlags:
         f'test metrics of --algorithm={FLAGS.algorithm} tell of what clients '
         'reconstruct from their training examples'
       )
+
+  def attack(self) -> attacks.Attack | None:
+    """How canaries change what they send; None without an audit.
+
+    Raises:
+      flags.IllegalFlagValueError: If there can't be canaries.
+    """
+    if not FLAGS.audit_canaries:
+      return None
+    name = f'--audit_canaries={FLAGS.audit_canaries}'
+    if FLAGS.client_sampling == sampling.FIXED_SIZE:
+      raise flags.IllegalFlagValueError(
+        f'{name} with --client_sampling={FLAGS.client_sampling}: a canary that '
+        'takes part would take the place of another client, and the audit '
+        'needs one that is there or not, with all others as they are. Use '
+        'poisson or cyclic_poisson.'
+      )
+    if FLAGS.poison != faults.NONE:
+      raise flags.IllegalFlagValueError(
+        f'{name} with --poison={FLAGS.poison}: both change what clients send; '
+        'leave one out.'
+      )
+    fault_flags.check_algorithm(name)
+    return attacks.REPLACE
 
   def get(
     self, task: task_lib.Task, run: run_directory.RunDirectory
@@ -134,12 +172,15 @@ class PrivacyFlags:
       min_separation=FLAGS.min_separation,
     )
     try:
-      return self._resolve(clients, run)
+      return self._resolve(clients, run, _canaries(task, clients))
     except ValueError as error:
       raise flags.IllegalFlagValueError(str(error)) from error
 
   def _resolve(
-    self, clients: guarantee.Sampling, run: run_directory.RunDirectory
+    self,
+    clients: guarantee.Sampling,
+    run: run_directory.RunDirectory,
+    canaries: canaries_lib.Canaries | None,
   ) -> private_rounds.PrivateRounds:
     delta = FLAGS.delta
     if delta is None:
@@ -179,7 +220,26 @@ class PrivacyFlags:
       accountant,
       journal_lib.Journal(run.privacy_journal),
       run.privacy_json,
+      canaries,
     )
+
+
+def _canaries(
+  task: task_lib.Task, clients: guarantee.Sampling
+) -> canaries_lib.Canaries | None:
+  """The canaries of `--audit_canaries`; None without."""
+  if not FLAGS.audit_canaries:
+    return None
+  trainable = local_training.model_types(task.model_fn).weights.trainable
+  specs = tf.nest.flatten(tff.types.type_to_tf_tensor_specs(trainable))
+  return canaries_lib.Canaries(
+    number=FLAGS.audit_canaries,
+    probability=clients.probability,
+    shapes=[spec.shape.as_list() for spec in specs],
+    norm=_CANARY_NORM * FLAGS.clip_norm,
+    min_separation=clients.min_separation or 1,
+    seed=FLAGS.seed,
+  )
 
 
 def _refuse(what: str) -> None:

@@ -9,6 +9,7 @@ import tensorflow_federated as tff
 
 from research.aggregators import rejection
 from research.algorithms import (
+  attacks,
   ditto,
   fed_avg,
   fed_dyn,
@@ -46,8 +47,8 @@ class Settings:
     participation: Share of the training clients that a round asks.
     layers: Positions of each layer's variables among the model's trainable
       ones, for an algorithm that `has_local_layers`.
-    attacked: Whether clients may change what they send, for which the algorithm
-      must have `can_be_attacked`.
+    attack: How clients may change what they send, for which the algorithm must
+      have `can_be_attacked`; None is not at all.
   """
 
   client_optimizer: tff.learning.optimizers.Optimizer
@@ -63,7 +64,7 @@ class Settings:
   layers: Mapping[str, tuple[int, ...]] = dataclasses.field(
     default_factory=dict
   )
-  attacked: bool = False
+  attack: attacks.Attack | None = None
 
 
 _BY_GRADIENTS = frozenset(['classification', 'reconstruction', 'regression'])
@@ -156,7 +157,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     has_own_models=True,
   ),
   'fed_avg': Algorithm(
-    _with(fed_avg.build, *_LOCAL_TRAINING, 'model_aggregator', 'attacked'),
+    _with(fed_avg.build, *_LOCAL_TRAINING, 'model_aggregator', 'attack'),
     'McMahan et al. 2017, Algorithm 1',
     can_be_attacked=True,
   ),
@@ -180,7 +181,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     _OWN_AGGREGATION,
   ),
   'fed_prox': Algorithm(
-    _with(fed_prox.build, *_LOCAL_TRAINING, 'model_aggregator', 'attacked'),
+    _with(fed_prox.build, *_LOCAL_TRAINING, 'model_aggregator', 'attack'),
     'Li et al. 2020, Algorithm 2',
     hparams={'proximal_strength': 0.01},
     can_be_attacked=True,

@@ -53,6 +53,8 @@ def export_run(
   card['parity'] = exported.verification
   if run.privacy_json.exists():
     card['privacy'] = json.loads(run.privacy_json.read_text())
+    if run.audit_json.exists():
+      card['privacy']['audit'] = json.loads(run.audit_json.read_text())
   card['signatures'] = exported.signatures
   model_card.write(run.path, card)
   return exported.verification

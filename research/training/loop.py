@@ -304,8 +304,7 @@ class TrainingLoop:
   def _next(self, state: Any, cohort: cohorts.Cohort, round_num: int) -> Any:
     data = cohort.argument or []
     if isinstance(self.process, attacks.AttackedProcess):
-      factors = [np.float32(self._faults.factor(c)) for c in cohort.asked]
-      return self.process.next(state, data, factors)
+      return self.process.next(state, data, cohort.instructions)
     if self._client_states is None:
       return self.process.next(state, data)
     # Read only now: the round before may have had the same clients.
@@ -351,6 +350,7 @@ class TrainingLoop:
       self.runtime,
       self._faults,
       round_num,
+      self._privacy.canaries if self._privacy else None,
     )
 
   def _apply_schedule(self, state: Any, round_num: int, row: dict) -> Any:

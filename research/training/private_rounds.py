@@ -9,12 +9,15 @@ import dp_accounting
 import numpy as np
 
 from research.aggregators import bits, dp
+from research.algorithms import stateful
 from research.privacy import (
   accounting,
+  audit_report,
   guarantee,
   matrix_factorization,
   noise,
 )
+from research.privacy import canaries as canaries_lib
 from research.privacy import journal as journal_lib
 from research.training import atomic, sampling
 
@@ -70,6 +73,7 @@ class PrivateRounds:
     accountant: accounting.Accountant,
     journal: journal_lib.Journal,
     report: atomic.Path,
+    canaries: canaries_lib.Canaries | None = None,
   ):
     """Prepares; nothing is written before the first round.
 
@@ -78,8 +82,10 @@ class PrivateRounds:
       accountant: Of the mechanism, the sampling and delta.
       journal: Of the run's releases.
       report: The JSON file that has the guarantee so far.
+      canaries: Clients by which the guarantee is audited.
     """
     self.settings = settings
+    self.canaries = canaries
     self._accountant = accountant
     self._journal = journal
     self._report = report
@@ -180,6 +186,34 @@ class PrivateRounds:
     # A seeded round that is drawn again is the same release.
     repeated = [] if self._is_seeded else self._journal.repeated()
     return self._accountant.guarantee(self._journal.rounds, repeated)
+
+  def audit(
+    self, process: stateful.AnyProcess, state: Any, path: atomic.Path
+  ) -> audit_report.Report | None:
+    """Audits the guarantee by the final model.
+
+    Args:
+      process: What has learned.
+      state: Its state after the last round.
+      path: The JSON file that gets the report.
+
+    Returns:
+      The report; None without canaries.
+    """
+    if self.canaries is None:
+      return None
+    before, after = (
+      process.get_model_weights(s).trainable
+      for s in (process.initialize(), state)
+    )
+    released = [
+      np.asarray(b) - np.asarray(a) for b, a in zip(before, after, strict=True)
+    ]
+    report = audit_report.examine(
+      self.canaries, released, self._journal.rounds, self.guarantee()
+    )
+    atomic.write_json(path, report.to_json())
+    return report
 
   def report(self) -> dict[str, Any]:
     """The guarantee so far, for people and for programs."""
