@@ -4,9 +4,9 @@ Singhal et al. 2021, "Federated Reconstruction: Partially Local Federated
 Learning", arXiv:2102.03448, Algorithm 1.
 
 The client work is not that of `tff.learning.algorithms.build_fed_recon`, which
-splits a client's batches by operations of tf.data, so that no runtime could
-vectorise it, wants a model of another kind, and has no learning rate schedules.
-Where a client has two batches or more the results are the same.
+splits a client's batches by operations of tf.data, so that it can't be
+vectorised, wants a model of another kind, and has no learning rate schedules.
+Where all clients have two batches or more the weights are the same.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,9 +1,9 @@
 """Evaluates models whose local part each client makes from its own examples.
 
 Singhal et al. 2021, "Federated Reconstruction: Partially Local Federated
-Learning", arXiv:2102.03448, Section 4. The server's model has no local part
-that means something: a client reconstructs it from its training examples, and
-is evaluated on its test examples.
+Learning", arXiv:2102.03448. The server's model has no local part that means
+something: a client reconstructs it from its training examples, and is evaluated
+on its test examples.
 """
 
 import numpy as np

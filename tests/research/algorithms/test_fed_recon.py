@@ -243,7 +243,7 @@ def flat(structure):
 
 
 def test_clients_share_a_slope_and_have_offsets_of_their_own(runtime):
-  """Section 1 of the paper: no single model fits all, a part of one does."""
+  """What the paper is for: no single model fits all, a part of one does."""
   rng = np.random.default_rng(3)
   slope, offsets = np.array([1.5, -0.7]), (-3.0, 0.0, 1.0, 4.0)
   clients = {}
