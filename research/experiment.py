@@ -15,6 +15,7 @@ from research import flag_values, provenance, runtime_flags
 from research import flags as flags_lib
 from research.algorithms import local_training, registry, stateful
 from research.export import exporter, parity
+from research.privacy import audit_report
 from research.runtime import accelerators, planner
 from research.runtime import registry as runtimes
 from research.tasks import task as task_lib
@@ -85,6 +86,7 @@ class Experiment:
     self._output = output
     self._config = config
     self._privacy = privacy
+    self.audit: audit_report.Report | None = None
 
   @classmethod
   @contextlib.contextmanager
@@ -108,6 +110,8 @@ class Experiment:
       flags.IllegalFlagValueError: If flags do not fit together or to the data.
       run_directory.ResumeError: If the directory has a run with other flags.
       run_directory.RunLockedError: If another process writes there.
+      audit_report.ViolationError: At the end of the block, if the run's audit
+        contradicts its guarantee.
     """
     output = groups.output.get()
     runtime = groups.runtime.get()
@@ -162,7 +166,10 @@ class Experiment:
       config |= _runtime_entries(runtime, saved, _rounds_done(run))
       if privacy:
         config['privacy'] = _same_privacy(saved, privacy.entry())
-      yield cls(run, task, loop, output, config, privacy)
+      started = cls(run, task, loop, output, config, privacy)
+      yield started
+      if started.audit:
+        started.audit.check()
 
   def train(self) -> Any:
     """Trains from the newest checkpoint to the last round.
@@ -243,22 +250,15 @@ class Experiment:
     print(parity.summary(report))
 
   def finish(self, state: Any) -> None:
-    """Audits, draws, exports if asked to, and prints where everything is.
-
-    Raises:
-      audit_report.ViolationError: If the audit contradicts the guarantee; all
-        of the run's files are there then.
-    """
-    audit = None
+    """Audits, draws, exports if asked to, and prints where everything is."""
     if self._privacy:
-      audit = self._privacy.audit(self.loop.process, state, self.run.audit_json)
+      self.audit = self._privacy.audit(
+        self.loop.process, state, self.run.audit_json
+      )
     self.plot(state)
     if self._output.export:
       self.export(state)
     print(self.summary())
-    if audit:
-      print(f'{"audit":<26}{audit.line()}')
-      audit.check()
 
   def summary(self) -> str:
     """The last row of metrics.csv and the paths of a finished run."""
@@ -271,6 +271,8 @@ class Experiment:
     if self._output.export:
       table += [('model', str(self.run.model))]
       table += [('model card', str(self.run.model_card_md))]
+    if self.audit:
+      table += [('audit', self.audit.line())]
     return '\n'.join(f'{name:<26}{value}' for name, value in table)
 
   def dry_run(self) -> str:
