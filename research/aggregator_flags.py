@@ -7,6 +7,7 @@ from research import flag_values
 from research.aggregators import compose, rotation
 from research.aggregators import settings as lib
 from research.algorithms import registry
+from research.privacy import distributed
 from research.training import sampling
 
 FLAGS = flag_values.FLAGS
@@ -23,7 +24,7 @@ _CHOICES = {
   ),
   'clipping': (
     lib.CLIPPINGS,
-    "Bound on the updates' L2 norms; fixed is also called norm bounding.",
+    "Bound on the updates' L2 norms (l1: L1); fixed is also norm bounding.",
   ),
   'compression': (
     [lib.NONE, *lib.CODECS],
@@ -54,7 +55,7 @@ _OTHERS = {
   'secure_sum': ('boolean', 'Simulate secure sums; nothing is hidden.'),
   'secure_sum_bits': (
     'integer',
-    "Bits of a client's coordinate in a secure sum.",
+    "Bits of a client's coordinate in a secure sum, or of distributed noise.",
   ),
 }
 _NAMES = (*_CHOICES, *_OTHERS)
@@ -147,5 +148,7 @@ def _refuse_unused() -> None:
   if FLAGS.compression != 'top_k':
     unused.append('top_k_fraction')
   flag_values.refuse_unused(unused, f'by --compression={FLAGS.compression}')
-  if not FLAGS.secure_sum:
+  if not FLAGS.secure_sum and (
+    FLAGS.dp_mechanism not in distributed.MECHANISMS
+  ):
     flag_values.refuse_unused(['secure_sum_bits'], 'without --secure_sum')

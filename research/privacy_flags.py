@@ -1,5 +1,7 @@
 """The flags of differential privacy; see `research.training.private_rounds`."""
 
+import dataclasses
+import math
 from collections.abc import Sequence
 
 import dp_accounting
@@ -12,7 +14,14 @@ from research import fault_flags, flag_values
 from research.aggregators import mechanisms
 from research.aggregators import settings as lib
 from research.algorithms import attacks, local_training, registry
-from research.privacy import accounting, calibration, guarantee
+from research.privacy import (
+  accounting,
+  calibration,
+  distributed,
+  distributed_accounting,
+  guarantee,
+  local,
+)
 from research.privacy import canaries as canaries_lib
 from research.privacy import journal as journal_lib
 from research.tasks import task as task_lib
@@ -120,6 +129,14 @@ class PrivacyFlags:
         f'test metrics of --algorithm={FLAGS.algorithm} tell of what clients '
         'reconstruct from their training examples'
       )
+    is_distributed = FLAGS.dp_mechanism in distributed.MECHANISMS
+    if is_distributed and FLAGS.client_dropout_rate:
+      raise flags.IllegalFlagValueError(
+        f'--dp_mechanism={FLAGS.dp_mechanism} with --client_dropout_rate: a '
+        'client that drops out takes its share of the noise with it, and less '
+        'would be left than is accounted for. Lower --clients_per_round '
+        'instead.'
+      )
 
   def attack(self) -> attacks.Attack | None:
     """How canaries change what they send; None without an audit.
@@ -172,55 +189,35 @@ class PrivacyFlags:
       min_separation=FLAGS.min_separation,
     )
     try:
-      return self._resolve(clients, run, _canaries(task, clients))
+      return self._resolve(clients, task, run)
     except ValueError as error:
       raise flags.IllegalFlagValueError(str(error)) from error
 
   def _resolve(
     self,
     clients: guarantee.Sampling,
+    task: task_lib.Task,
     run: run_directory.RunDirectory,
-    canaries: canaries_lib.Canaries | None,
   ) -> private_rounds.PrivateRounds:
     delta = FLAGS.delta
     if delta is None:
       delta = guarantee.default_delta(clients.population)
-    strategy = mechanisms.strategy(
-      FLAGS.dp_mechanism,
-      clients.total_rounds,
-      clients.min_separation,
-      **{name: FLAGS[name].value for name in _SHAPES},
-    )
-    multiplier = FLAGS.noise_multiplier
-    if multiplier is None:
-      multiplier = calibration.noise_multiplier(
-        FLAGS.target_epsilon,
-        delta,
-        clients,
-        strategy,
-        cache_folder=download.cache_directory(FLAGS.cache_dir),
-      )
+    accountant = _accountant(clients, task, delta)
     settings = private_rounds.Settings(
       mechanism=FLAGS.dp_mechanism,
-      noise_multiplier=multiplier,
+      noise_multiplier=accountant.noise_multiplier,
       max_epsilon=FLAGS.max_epsilon,
       seed=FLAGS.seed if FLAGS.insecure_seeded_noise else None,
       scheme=FLAGS.client_sampling,
       allow_unaccounted_release=FLAGS.allow_unaccounted_release,
+      event=getattr(accountant, 'event', None),
     )
-    if strategy is None:
-      event = dp_accounting.GaussianDpEvent(multiplier)
-      accountant = accounting.build(event, clients, delta)
-    else:
-      accountant = accounting.build_correlated(
-        strategy, multiplier, clients, delta
-      )
     return private_rounds.PrivateRounds(
       settings,
       accountant,
       journal_lib.Journal(run.privacy_journal),
       run.privacy_json,
-      canaries,
+      _canaries(task, clients),
     )
 
 
@@ -240,6 +237,60 @@ def _canaries(
     min_separation=clients.min_separation or 1,
     seed=FLAGS.seed,
   )
+
+
+def _accountant(
+  clients: guarantee.Sampling, task: task_lib.Task, delta: float
+) -> accounting.Accountant:
+  """Of the mechanism, with the noise that a flag gives or aims at."""
+  if FLAGS.dp_mechanism in distributed.MECHANISMS:
+    return _distributed_accountant(clients, task, delta)
+  multiplier, target = FLAGS.noise_multiplier, FLAGS.target_epsilon
+  if FLAGS.dp_mechanism in local.MECHANISMS:
+    mechanism = FLAGS.dp_mechanism
+    if multiplier is None:
+      multiplier = local.noise_multiplier(target, mechanism, clients, delta)
+    return local.build(mechanism, multiplier, clients, delta)
+  strategy = mechanisms.strategy(
+    FLAGS.dp_mechanism,
+    clients.total_rounds,
+    clients.min_separation,
+    **{name: FLAGS[name].value for name in _SHAPES},
+  )
+  if multiplier is None:
+    multiplier = calibration.noise_multiplier(
+      target,
+      delta,
+      clients,
+      strategy,
+      cache_folder=download.cache_directory(FLAGS.cache_dir),
+    )
+  if strategy is not None:
+    return accounting.build_correlated(strategy, multiplier, clients, delta)
+  return accounting.build(
+    dp_accounting.GaussianDpEvent(multiplier), clients, delta
+  )
+
+
+def _distributed_accountant(
+  clients: guarantee.Sampling, task: task_lib.Task, delta: float
+) -> accounting.Accountant:
+  mechanism, multiplier = FLAGS.dp_mechanism, FLAGS.noise_multiplier
+  # How much rounding adds to a norm depends on the number of weights.
+  weights = task.model_fn().trainable_variables
+  encoding = distributed.Encoding(
+    clip_norm=FLAGS.clip_norm,
+    noise_multiplier=multiplier or 0.0,
+    clients_per_round=FLAGS.clients_per_round,
+    size=sum(math.prod(weight.shape) for weight in weights),
+    bits=FLAGS.secure_sum_bits,
+  )
+  if multiplier is None:
+    multiplier = distributed_accounting.noise_multiplier(
+      FLAGS.target_epsilon, mechanism, encoding, clients, delta
+    )
+    encoding = dataclasses.replace(encoding, noise_multiplier=multiplier)
+  return distributed_accounting.build(mechanism, encoding, clients, delta)
 
 
 def _refuse(what: str) -> None:

@@ -17,7 +17,8 @@ From the client's update inwards:
 With differential privacy, clipping and combining are one last step: what the
 server has decoded of each client is clipped, summed and noised. Accounting
 takes the norm of what is summed for bounded, and a decoded update may be longer
-than the one that was encoded.
+than the one that was encoded. Distributed noise has its own encoding, whose
+norm is bounded, between the two.
 """
 
 import tensorflow_federated as tff
@@ -26,6 +27,7 @@ from research.aggregators import (
   bits,
   clipping,
   compression,
+  dp_distributed,
   mechanisms,
   refusals,
   rejection,
@@ -34,6 +36,7 @@ from research.aggregators import (
   secure,
 )
 from research.aggregators import settings as lib
+from research.privacy import distributed
 
 
 def build(settings: lib.Settings) -> tff.aggregators.WeightedAggregationFactory:
@@ -59,7 +62,10 @@ def build(settings: lib.Settings) -> tff.aggregators.WeightedAggregationFactory:
     factory = compression.CompressionFactory(codec, settings.seed, factory)
   # One vector: rules, codecs and rotations are about the whole update.
   if (
-    codec is not None or settings.aggregator != lib.MEAN or settings.secure_sum
+    codec is not None
+    or settings.aggregator != lib.MEAN
+    or settings.secure_sum
+    or settings.dp_mechanism in distributed.MECHANISMS
   ):
     factory = tff.aggregators.concat_factory(factory)
   if not is_private:
@@ -124,4 +130,6 @@ def _upload_bits(
       settings.secure_sum_bits, settings.clients_per_round
     )
     return plain // 32 * width
+  if settings.dp_mechanism in distributed.MECHANISMS:
+    return dp_distributed.upload_bits(settings, plain // 32)
   return plain

@@ -44,19 +44,25 @@ class State(NamedTuple):
   noise_key: Any
 
 
-def clip(record: Any, clip_norm: tf.Tensor) -> tuple[Any, tf.Tensor]:
+def clip(
+  record: Any, clip_norm: tf.Tensor, order: int = 2
+) -> tuple[Any, tf.Tensor]:
   """Scales a structure of tensors to an L2 norm of at most `clip_norm`.
 
   Args:
     record: float32 tensors of known shapes.
     clip_norm: float32.
+    order: 2, or 1 for the L1 norm.
 
   Returns:
     The clipped record, or zeros if any of it is not finite or its norm above
     1e19; and the norm before, float32, which is not finite then.
   """
   flat = tf.nest.flatten(record)
-  norm = tf.sqrt(tf.add_n([_sum_of_squares(tensor) for tensor in flat]))
+  if order == 1:
+    norm = tf.add_n([_sum_by_blocks(tf.abs(tensor)) for tensor in flat])
+  else:
+    norm = tf.sqrt(tf.add_n([_sum_by_blocks(tensor**2) for tensor in flat]))
   bound = tf.cast(clip_norm, tf.float64) * (1 - _ROUNDING)
   factor = tf.where(norm > bound, bound / norm, 1.0)
   factor = tf.where(tf.math.is_finite(norm), factor, 0.0)
@@ -66,14 +72,15 @@ def clip(record: Any, clip_norm: tf.Tensor) -> tuple[Any, tf.Tensor]:
   return tf.nest.pack_sequence_as(record, clipped), tf.cast(norm, tf.float32)
 
 
-def _sum_of_squares(tensor: tf.Tensor) -> tf.Tensor:
-  """float64, off by at most `_BLOCK` roundings of float32, relative."""
+def _sum_by_blocks(tensor: tf.Tensor) -> tf.Tensor:
+  """float64, the sum of numbers that are not negative.
+
+  It is off by at most `_BLOCK` roundings of float32, relative.
+  """
   vector = tf.reshape(tensor, [-1])
   whole = vector.shape[0] // _BLOCK * _BLOCK
   blocks = tf.reshape(vector[:whole], [-1, _BLOCK])
-  parts = tf.concat(
-    [tf.reduce_sum(blocks**2, axis=1), vector[whole:] ** 2], axis=0
-  )
+  parts = tf.concat([tf.reduce_sum(blocks, axis=1), vector[whole:]], axis=0)
   return tf.reduce_sum(tf.cast(parts, tf.float64))
 
 

@@ -2,9 +2,9 @@
 
 import tensorflow_federated as tff
 
-from research.aggregators import dp, dp_ftrl
+from research.aggregators import dp, dp_distributed, dp_ftrl, dp_local
 from research.aggregators import settings as lib
-from research.privacy import matrix_factorization
+from research.privacy import distributed, local, matrix_factorization
 
 
 def strategy(
@@ -47,6 +47,10 @@ def build(settings: lib.Settings) -> tff.aggregators.WeightedAggregationFactory:
   Raises:
     ValueError: If an argument is out of range.
   """
+  if settings.dp_mechanism in distributed.MECHANISMS:
+    return dp_distributed.build(settings)
+  if settings.dp_mechanism in local.MECHANISMS:
+    return dp_local.build(settings)
   correlation = strategy(
     settings.dp_mechanism,
     settings.total_rounds,

@@ -1,7 +1,7 @@
 """Why some combinations of aggregator, runtime and cohorts are refused."""
 
 from research.aggregators import settings as lib
-from research.privacy import matrix_factorization
+from research.privacy import distributed, local, matrix_factorization
 
 
 def refusal(settings: lib.Settings) -> str | None:
@@ -45,10 +45,10 @@ def _refused_range(settings: lib.Settings) -> str | None:
 
 def _refused_private(settings: lib.Settings) -> str | None:
   if settings.dp_mechanism == lib.NONE:
-    if settings.clipping == 'per_layer':
+    if settings.clipping in ('per_layer', 'l1'):
       return (
-        '--clipping=per_layer without --dp_mechanism: it is a part of the '
-        'private mean; fixed and adaptive bound updates without privacy.'
+        f'--clipping={settings.clipping} without --dp_mechanism: it is a part '
+        'of a private mean; fixed and adaptive bound updates without privacy.'
       )
     return None
   name = f'--dp_mechanism={settings.dp_mechanism}'
@@ -68,6 +68,8 @@ def _refused_private(settings: lib.Settings) -> str | None:
       'large updates already.'
     )
   if settings.secure_sum:
+    if settings.dp_mechanism in distributed.MECHANISMS:
+      return f'{name} with --secure_sum: it has a secure sum of its own.'
     return (
       f'{name} with --secure_sum: noise is added by the server, who must see '
       'the sum.'
@@ -77,6 +79,10 @@ def _refused_private(settings: lib.Settings) -> str | None:
       f'{name} needs --client_weighting=uniform: weights by examples have no '
       'bound, so that one client could change the mean by any amount.'
     )
+  return _refused_mechanism(settings, name)
+
+
+def _refused_mechanism(settings: lib.Settings, name: str) -> str | None:
   if settings.dp_mechanism in matrix_factorization.MECHANISMS:
     if settings.min_separation is None:
       return (
@@ -85,6 +91,22 @@ def _refused_private(settings: lib.Settings) -> str | None:
       )
     if settings.clipping == 'per_layer':
       return f'{name} with --clipping=per_layer: use fixed or adaptive.'
+  wanted = lib.DP_CLIPPINGS.get(settings.dp_mechanism)
+  if wanted is None and settings.clipping == 'l1':
+    return (
+      f'--clipping=l1 with {name}: Gaussian noise is made for an L2 norm; use '
+      '--clipping=fixed.'
+    )
+  if wanted not in (None, settings.clipping):
+    return (
+      f'{name} needs --clipping={wanted}, given {settings.clipping}: the noise '
+      'is made for one bound of that norm, the same in all rounds.'
+    )
+  if wanted is not None and settings.compression != lib.NONE:
+    kind = 'has an encoding of its own, whose sums are exact'
+    if settings.dp_mechanism in local.MECHANISMS:
+      kind = 'sends noise, of which a codec would take a part away'
+    return f'{name} with --compression={settings.compression}: it {kind}.'
   if settings.clipping == 'per_layer' and settings.compression != lib.NONE:
     return (
       f'--clipping=per_layer with --compression={settings.compression}: codecs '

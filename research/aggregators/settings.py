@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from research.aggregators import compression, robust
-from research.privacy import matrix_factorization
+from research.privacy import distributed, local, matrix_factorization
 
 NONE = 'none'
 MEAN = 'mean'
@@ -17,6 +17,14 @@ DP_MECHANISMS: Mapping[str, tuple[str, ...]] = {
   matrix_factorization.TREE: ('tree_restart_rounds',),
   matrix_factorization.BANDED: ('dp_bands',),
   matrix_factorization.BLT: ('blt_buffers',),
+  **dict.fromkeys((*distributed.MECHANISMS, *local.MECHANISMS), ()),
+}
+# Norms that mechanisms other than the central Gaussians can bound.
+DP_CLIPPINGS: Mapping[str, str] = {
+  distributed.DISCRETE_GAUSSIAN: 'fixed',
+  distributed.SKELLAM: 'fixed',
+  local.GAUSSIAN: 'fixed',
+  local.LAPLACE: 'l1',
 }
 
 
@@ -33,7 +41,8 @@ class Settings:
     selected_clients: How many Multi-Krum averages.
     zeroing: Whether far too large updates are zeroed.
     clipping: One of `CLIPPINGS`.
-    clip_norm: L2 norm of an update; the first round's where it adapts.
+    clip_norm: L2 norm of an update, or L1 norm; the first round's where it
+      adapts.
     clip_quantile: Share of clients that adaptive clipping leaves unclipped.
     clip_learning_rate: Of the logarithm of the adaptive norm, per round.
     compression: One of `CODECS`, or none.
@@ -41,7 +50,8 @@ class Settings:
     top_k_fraction: Share of the coordinates that top_k keeps.
     rotation: One of `rotation.ROTATIONS`, or none.
     secure_sum: Whether sums are simulated secure sums.
-    secure_sum_bits: Bits of one client's coordinate in a secure sum.
+    secure_sum_bits: Bits of one client's coordinate in a secure sum; under
+      distributed noise they are the sum's as well.
     clients_per_round: Size of the cohort, or its expectation.
     has_fixed_cohorts: Whether no cohort is larger.
     has_uniform_weights: Whether all clients weigh 1.
@@ -132,6 +142,7 @@ CLIPPINGS: Mapping[str, tuple[str, ...]] = {
   'fixed': ('clip_norm',),
   'adaptive': ('clip_norm', 'clip_quantile', 'clip_learning_rate'),
   'per_layer': ('clip_norm',),
+  'l1': ('clip_norm',),
 }
 
 

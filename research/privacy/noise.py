@@ -27,6 +27,8 @@ _WORDS_PER_BLOCK = 16
 # Blocks that are computed together, 512 kB.
 _CHUNK = 8192
 _DOUBLE_ROUNDS = 10
+# Of nonces, keeps Laplace numbers apart from normal ones of the same stream.
+_LAPLACE = 1
 
 
 def secure_key() -> np.ndarray:
@@ -77,7 +79,10 @@ def _double_round(a, b, c, d):
 
 @tf.function(jit_compile=True)
 def chacha20(
-  key: tf.Tensor, nonce: tf.Tensor, num_blocks: int, first_block: tf.Tensor
+  key: tf.Tensor,
+  nonce: tf.Tensor,
+  num_blocks: int,
+  first_block: tf.Tensor | int = 0,
 ) -> tf.Tensor:
   """A part of the key stream.
 
@@ -85,7 +90,7 @@ def chacha20(
     key: uint32 [8].
     nonce: uint32 [3].
     num_blocks: How many blocks of 16 words.
-    first_block: uint32, the counter of the first.
+    first_block: The counter of the first.
 
   Returns:
     uint32 [16, num_blocks], the words of a block in a column.
@@ -95,7 +100,8 @@ def chacha20(
   def column(words):
     return tf.broadcast_to(words[:, tf.newaxis], shape)
 
-  counter = first_block + tf.cast(tf.range(num_blocks), tf.uint32)
+  counter = tf.cast(first_block, tf.uint32)
+  counter += tf.cast(tf.range(num_blocks), tf.uint32)
   nonces = tf.broadcast_to(nonce[:, tf.newaxis], [3, num_blocks])
   initial = (
     column(tf.constant(_CONSTANTS, tf.uint32)),
@@ -148,3 +154,48 @@ def standard_normals(key: tf.Tensor, stream: int, specs: Any) -> Any:
     found.append(tf.reshape(numbers[:size], spec.shape))
     numbers = numbers[size:]
   return tf.nest.pack_sequence_as(specs, found)
+
+
+def _wide_uniforms(words: tf.Tensor) -> tf.Tensor:
+  """float64 [n] in [0, 1) with 53 bits, of uint32 [2, n]."""
+  high = tf.bitwise.right_shift(words[0], tf.constant(5, tf.uint32))
+  low = tf.bitwise.right_shift(words[1], tf.constant(6, tf.uint32))
+  high, low = (tf.cast(tf.cast(x, tf.int64), tf.float64) for x in (high, low))
+  return (high * 2.0**26 + low) * 2.0**-53
+
+
+def sum_of_laplace(
+  key: tf.Tensor, stream: int, count: tf.Tensor, size: int
+) -> tf.Tensor:
+  """The sum of `count` draws of `size` independent Laplace numbers.
+
+  Args:
+    key: uint32 [8], never used twice with the same stream; of zeros the numbers
+      are NaN.
+    stream: At least 0; streams of one key are independent.
+    count: int32.
+    size: Numbers of a draw.
+
+  Returns:
+    float64 [size]; a draw has parameter 1, so a variance of 2.
+  """
+  blocks = max(1, math.ceil(2 * size / _WORDS_PER_BLOCK))
+
+  def draw(index):
+    nonce = tf.stack([stream, index, _LAPLACE])
+    words = chacha20(key, tf.cast(nonce, tf.uint32), blocks)
+    words = tf.reshape(words, [2, -1])[:, :size]
+    exponential = -tf.math.log(1.0 - _wide_uniforms(words))
+    # The uniform numbers do not have this bit.
+    sign = tf.bitwise.bitwise_and(words[0], tf.constant(1, tf.uint32))
+    # In TFF's graphs == would compare objects.
+    is_positive = tf.equal(sign, tf.constant(0, tf.uint32))
+    return tf.where(is_positive, exponential, -exponential)
+
+  _, total = tf.while_loop(
+    lambda index, total: index < count,
+    lambda index, total: (index + 1, total + draw(index)),
+    (tf.constant(0), tf.zeros([size], tf.float64)),
+  )
+  is_keyed = tf.reduce_any(tf.not_equal(key, tf.constant(0, tf.uint32)))
+  return tf.where(is_keyed, total, math.nan)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import attr
 import dp_accounting
 import numpy as np
 
@@ -13,7 +14,9 @@ from research.algorithms import stateful
 from research.privacy import (
   accounting,
   audit_report,
+  distributed,
   guarantee,
+  integer_noise,
   matrix_factorization,
   noise,
 )
@@ -54,6 +57,8 @@ class Settings:
     seed: Of the noise; None is secure noise.
     scheme: How clients are sampled; see `sampling.ClientSampler`.
     allow_unaccounted_release: Whether what is not noised is told, too.
+    event: What a round must have released; None is Gaussian noise of the
+      multiplier, in one or in several releases.
   """
 
   mechanism: str
@@ -62,6 +67,7 @@ class Settings:
   seed: int | None = None
   scheme: str = sampling.POISSON
   allow_unaccounted_release: bool = False
+  event: dp_accounting.DpEvent | None = None
 
 
 class PrivateRounds:
@@ -161,6 +167,13 @@ class PrivateRounds:
 
   def _check(self, event: dp_accounting.DpEvent) -> None:
     """Raises if a round released something else than is accounted for."""
+    if self.settings.event is not None:
+      if not _is_same(event, self.settings.event):
+        raise MechanismError(
+          f'the round released {event}, but the accounting is for '
+          f'{self.settings.event}'
+        )
+      return
     # The guarantee of correlated noise is that of all rounds together.
     is_whole = isinstance(event, dp_accounting.UnsupportedDpEvent)
     if self._is_correlated or is_whole:
@@ -238,11 +251,7 @@ class PrivateRounds:
         "clients' data."
       )
     if not self._is_seeded:
-      sentences.append(
-        f'The noise is of {noise.GENERATOR}, with a key per round from the '
-        'operating system that is kept nowhere; floating-point noise has the '
-        'gaps that Mironov (2012) describes.'
-      )
+      sentences.append(_generator(settings.mechanism))
     return {
       'statement': '\n\n'.join(sentences),
       'epsilon': _finite_or_none(now.epsilon),
@@ -278,6 +287,24 @@ def _noise_multiplier(event: dp_accounting.DpEvent) -> float:
     multiplier = float(each.noise_multiplier)
     inverse += math.inf if multiplier == 0 else multiplier**-2
   return inverse**-0.5
+
+
+def _is_same(found: dp_accounting.DpEvent, wanted: dp_accounting.DpEvent):
+  """Whether two events of numbers are the same, up to float32."""
+  if type(found) is not type(wanted):
+    return False
+  pairs = zip(attr.astuple(found), attr.astuple(wanted), strict=True)
+  return all(math.isclose(a, b, rel_tol=1e-5) for a, b in pairs)
+
+
+def _generator(mechanism: str) -> str:
+  key = 'with a key per round from the operating system that is kept nowhere'
+  if mechanism in distributed.MECHANISMS:
+    return f'The noise is of {integer_noise.GENERATOR}, {key}.'
+  return (
+    f'The noise is of {noise.GENERATOR}, {key}; floating-point noise has the '
+    'gaps that Mironov (2012) describes.'
+  )
 
 
 def _finite_or_none(value: float) -> float | None:

@@ -1,6 +1,7 @@
 """Private runs of the binary: what they tell, spend, keep and refuse."""
 
 import json
+import math
 import signal
 
 import pytest
@@ -177,7 +178,54 @@ def test_keys_are_written_nowhere(tmp_path, monkeypatch):
         assert str(word).encode() not in content, path
 
 
+OTHERS = {
+  'distributed_skellam': ('fixed', ['--secure_sum_bits=12'], 'secure sum'),
+  'distributed_discrete_gaussian': ('fixed', [], 'discrete Gaussian'),
+  'local_gaussian': ('fixed', [], 'local differential privacy'),
+  'local_laplace': ('l1', [], 'L1 norm'),
+}
+
+
+@pytest.mark.parametrize(
+  'mechanism',
+  [
+    'distributed_skellam',
+    *(pytest.param(m, marks=pytest.mark.slow) for m in list(OTHERS)[1:]),
+  ],
+)
+def test_other_mechanisms_train_within_a_target(mechanism, tmp_path):
+  clipping, more, words = OTHERS[mechanism]
+  given = [f for f in PRIVATE if not f.startswith('--noise_multiplier')]
+  given += [
+    f'--dp_mechanism={mechanism}',
+    f'--clipping={clipping}',
+    '--target_epsilon=4',
+    f'--root_output_dir={tmp_path}',
+    *more,
+  ]
+  result = binary.run('emnist', *given)
+  assert result.returncode == 0, result.stderr
+  last = rows(tmp_path)[-1]
+  assert 4 * 0.998 < last['epsilon'] <= 4
+  card = (tmp_path / 'emnist' / 'model_card.md').read_text()
+  assert 'This is a simulation' in card
+  assert words in card
+  if mechanism == 'distributed_skellam':
+    bits, size = (
+      last['upload_bits_per_client'],
+      last['download_bits_per_client'],
+    )
+    weights = (size - 32) / 32
+    assert bits == 12 * 2 ** math.ceil(math.log2(weights))
+
+
 REFUSED = (
+  (
+    ['--dp_mechanism=distributed_skellam', '--client_dropout_rate=0.1'],
+    'takes its share of the noise with it',
+  ),
+  (['--secure_sum_bits=12'], 'without --secure_sum'),
+  (['--dp_mechanism=local_laplace'], 'needs --clipping=l1'),
   (['--dp_mechanism=none', '--clipping=none'], 'without --dp_mechanism'),
   (['--target_epsilon=1'], 'needs one of --noise_multiplier and --target'),
   (['--clipping=none'], 'needs --clipping'),
@@ -216,6 +264,10 @@ def test_what_does_not_fit_is_refused_before_data_is_loaded(arguments, message):
     (['--validation_examples=20'], 'validation examples are taken from'),
     (['--noise_multiplier=0'], 'without noise there is no privacy'),
     (['--delta=0.5'], 'must be above 0 and below'),
+    (
+      ['--dp_mechanism=distributed_skellam', '--secure_sum_bits=2'],
+      'give at least',
+    ),
   ],
   ids=str,
 )

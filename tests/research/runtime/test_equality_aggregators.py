@@ -73,6 +73,15 @@ PROJECT = {
     clipping='adaptive',
     clip_norm=6.0,
   ),
+  'distributed_mean': _composed(
+    dp_mechanism='distributed_skellam', has_uniform_weights=True, **_clipped
+  ),
+  'local_mean': _composed(
+    dp_mechanism='local_laplace',
+    has_uniform_weights=True,
+    clipping='l1',
+    clip_norm=4.0,
+  ),
   'private_mean_of_codes': _composed(
     dp_mechanism='gaussian',
     has_uniform_weights=True,
@@ -243,9 +252,26 @@ def test_noise_has_the_same_distribution(stock_runtime, name):
     assert not np.array_equal(ours, later)
 
 
-def test_a_key_gives_the_same_noise_in_both_runtimes(stock_runtime):
-  process = dp.factory(dp.AdaptiveClipQuery(1.0, 0.5, CLIENTS, 0.5, 1.0, 2.0))
-  process = process.create(
+KEYED = {
+  'adaptive': lambda: dp.factory(
+    dp.AdaptiveClipQuery(1.0, 0.5, CLIENTS, 0.5, 1.0, 2.0)
+  ),
+  **{
+    mechanism: _composed(
+      dp_mechanism=mechanism,
+      noise_multiplier=0.5,
+      clipping='l1' if mechanism == 'local_laplace' else 'fixed',
+      clip_norm=1.0,
+      has_uniform_weights=True,
+    )
+    for mechanism in ('distributed_skellam', 'local_laplace')
+  },
+}
+
+
+@pytest.mark.parametrize('name', KEYED)
+def test_a_key_gives_the_same_noise_in_both_runtimes(stock_runtime, name):
+  process = KEYED[name]().create(
     tff.TensorType(np.float32, [LARGE]), tff.TensorType(np.float32)
   )
 

@@ -1,14 +1,22 @@
 """What is told of a private round, and whether it is the one accounted for."""
 
 import collections
+import dataclasses
 
 import dp_accounting
 import numpy as np
 import pytest
 import tensorflow_federated as tff
 
-from research.aggregators import dp
-from research.privacy import accounting, guarantee, journal, noise
+from research.aggregators import dp, dp_distributed
+from research.privacy import (
+  accounting,
+  distributed,
+  distributed_accounting,
+  guarantee,
+  journal,
+  noise,
+)
 from research.runtime import in_process
 from research.training import private_rounds
 
@@ -66,6 +74,57 @@ def test_another_mechanism_than_the_accounted_one_is_an_error(tmp_path):
   wrapped = rounds(tmp_path, noise_multiplier=2.0)
   states = release(dp.FixedClipQuery(1.0, 1.9, 50.0), wrapped)
   with pytest.raises(private_rounds.MechanismError, match='of 1.89'):
+    wrapped.end(*states)
+
+
+def _distributed_rounds(directory, **changes):
+  mechanism = distributed.SKELLAM
+  encoding = distributed.Encoding(0.7, 2.0, 50, 3, 12)
+  encoding = dataclasses.replace(encoding, **changes)
+  accountant = distributed_accounting.build(
+    mechanism, encoding, guarantee.Sampling('poisson', 1000, 50, 10), 1e-5
+  )
+  return private_rounds.PrivateRounds(
+    private_rounds.Settings(
+      mechanism, accountant.noise_multiplier, event=accountant.event
+    ),
+    accountant,
+    journal.Journal(directory / 'journal.txt'),
+    directory / 'privacy.json',
+  )
+
+
+def _distributed_query():
+  return dp_distributed.DistributedQuery(
+    distributed.SKELLAM, distributed.Encoding(0.7, 2.0, 50, 3, 12), 0
+  )
+
+
+def test_a_round_is_accounted_by_the_event_of_its_mechanism(tmp_path):
+  wrapped = _distributed_rounds(tmp_path)
+  row = wrapped.end(*release(_distributed_query(), wrapped))
+  assert row['noise_multiplier'] == 2.0
+  assert row['clip_norm'] == np.float32(0.7)
+  assert row['epsilon'] == wrapped.guarantee().epsilon > 0
+  statement = wrapped.report()['statement']
+  assert 'This is a simulation' in statement
+  assert 'tables of cumulative probabilities' in statement
+  assert 'Mironov' not in statement
+
+
+@pytest.mark.parametrize(
+  'changes', [{'bits': 13}, {'size': 5}, {'clients_per_round': 51}], ids=str
+)
+def test_another_grid_than_the_accounted_one_is_an_error(changes, tmp_path):
+  wrapped = _distributed_rounds(tmp_path, **changes)
+  with pytest.raises(private_rounds.MechanismError, match='SkellamDpEvent'):
+    wrapped.end(*release(_distributed_query(), wrapped))
+
+
+def test_gaussian_noise_is_not_taken_for_another_mechanism(tmp_path):
+  wrapped = _distributed_rounds(tmp_path)
+  states = release(dp.FixedClipQuery(0.7, 2.0, 50.0), wrapped)
+  with pytest.raises(private_rounds.MechanismError, match='GaussianDpEvent'):
     wrapped.end(*states)
 
 

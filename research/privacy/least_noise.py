@@ -1,0 +1,45 @@
+"""The least noise that keeps within a privacy budget, for any accountant."""
+
+import math
+from collections.abc import Callable
+
+from research.privacy import guarantee as guarantee_lib
+
+LEAST, MOST = 1e-3, 1e5
+_STEP = 1e-5
+
+
+def search(
+  target_epsilon: float, epsilon: Callable[[float], float], advice: str
+) -> float:
+  """Finds a noise multiplier.
+
+  Args:
+    target_epsilon: The budget.
+    epsilon: Of a noise multiplier; nowhere does it rise.
+    advice: What to change if the target is out of reach.
+
+  Returns:
+    The least noise multiplier, up to 2e-5 of itself, whose epsilon is not above
+    the target.
+
+  Raises:
+    guarantee.AccountingError: If no sensible noise gives the target.
+  """
+  if not 0 < target_epsilon < math.inf:
+    raise guarantee_lib.AccountingError(
+      f'A target of epsilon {target_epsilon:g}: give a number above 0.'
+    )
+  low, high = LEAST, MOST
+  if epsilon(high) > target_epsilon:
+    raise guarantee_lib.AccountingError(
+      f'Epsilon {target_epsilon:g} is out of reach: even a noise multiplier of '
+      f'{high:g} gives {guarantee_lib.round_up(epsilon(high))}. {advice}'
+    )
+  while high > low * (1 + _STEP):
+    middle = math.sqrt(low * high)
+    if epsilon(middle) <= target_epsilon:
+      high = middle
+    else:
+      low = middle
+  return float(guarantee_lib.round_up(high, digits=6))
