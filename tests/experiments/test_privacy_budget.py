@@ -2,9 +2,6 @@
 
 import csv
 
-import pytest
-from absl import flags
-
 from research.privacy import budget, guarantee
 from tests.experiments import binary
 
@@ -20,25 +17,27 @@ def rows_of(folder):
     return list(csv.DictReader(file))
 
 
-def in_this_process(capsys, *arguments):
-  with binary.parsed('privacy_budget', *arguments) as (module, rest):
-    module.main(rest)
-  return capsys.readouterr().out
-
-
-def test_the_command_answers_with_a_table_a_file_and_a_plot(tmp_path):
+def run(tmp_path, *arguments):
   result = binary.run(
     'privacy_budget',
-    '--population=3400',
-    '--clients_per_round=100',
-    '--total_rounds=500',
-    '--noise_multiplier=0.6,0.8,1.0',
+    *arguments,
     f'--root_output_dir={tmp_path}',
     TFF_RESEARCH_CACHE=str(tmp_path / 'cache'),
   )
   assert result.returncode == 0, result.stderr
+  return result.stdout
+
+
+def test_the_command_answers_with_a_table_a_file_and_a_plot(tmp_path):
+  printed = run(
+    tmp_path,
+    '--population=3400',
+    '--clients_per_round=100',
+    '--total_rounds=500',
+    '--noise_multiplier=0.6,0.8,1.0',
+  )
   for part in ['add_or_remove_one_client', 'poisson', 'unit        client']:
-    assert part in result.stdout
+    assert part in printed
   rows = rows_of(tmp_path)
   assert [row['noise_multiplier'] for row in rows] == ['0.6', '0.8', '1.0']
   for row in rows:
@@ -47,21 +46,19 @@ def test_the_command_answers_with_a_table_a_file_and_a_plot(tmp_path):
     assert row['client_sampling'] == 'poisson'
     assert float(row['epsilon']) == float(row['epsilon_pld'])
     assert float(row['epsilon_pld']) < float(row['epsilon_rdp'])
-    assert guarantee.round_up(float(row['epsilon'])) in result.stdout
+    assert guarantee.round_up(float(row['epsilon'])) in printed
   assert (tmp_path / 'privacy_budget/plots/privacy_budget.png').is_file()
 
 
-def test_every_combination_is_a_run(tmp_path, capsys, monkeypatch):
-  monkeypatch.setenv('TFF_RESEARCH_CACHE', str(tmp_path / 'cache'))
-  in_this_process(
-    capsys,
+def test_every_combination_is_a_run(tmp_path):
+  run(
+    tmp_path,
     '--population=100,200',
     '--clients_per_round=10,20',
     '--total_rounds=3,5',
     '--noise_multiplier=2',
     '--client_sampling=fixed_size',
     '--plot_against=population',
-    f'--root_output_dir={tmp_path}',
   )
   rows = rows_of(tmp_path)
   assert len(rows) == 8
@@ -71,16 +68,14 @@ def test_every_combination_is_a_run(tmp_path, capsys, monkeypatch):
   assert by_population == {'100': '0.006', '200': '0.002'}
 
 
-def test_a_target_gives_the_noise(tmp_path, capsys, monkeypatch):
-  monkeypatch.setenv('TFF_RESEARCH_CACHE', str(tmp_path / 'cache'))
-  printed = in_this_process(
-    capsys,
+def test_a_target_gives_the_noise(tmp_path):
+  printed = run(
+    tmp_path,
     *SMALL,
     '--target_epsilon=1,4',
     '--clients_per_round=1',
     '--client_sampling=cyclic_poisson',
     '--min_separation=10',
-    f'--root_output_dir={tmp_path}',
   )
   assert 'cyclic_poisson, 10 rounds apart' in printed
   for row, target in zip(rows_of(tmp_path), (1, 4), strict=True):
@@ -88,35 +83,35 @@ def test_a_target_gives_the_noise(tmp_path, capsys, monkeypatch):
     assert row['min_separation'] == '10'
 
 
-@pytest.mark.parametrize(
-  'arguments, message',
-  [
-    ('--noise_multiplier=0', '--noise_multiplier=0: give numbers above 0'),
-    ('--noise_multiplier=x', '--noise_multiplier=x: give numbers above 0'),
-    ('--noise_multiplier=nan', 'nan: give numbers above 0'),
-    ('--noise_multiplier=', '--noise_multiplier=: give numbers above 0'),
-    ('--noise_multiplier=1 --total_rounds=1.5', '=1.5: give whole numbers'),
-    ('--noise_multiplier=1 --clients_per_round=101', 'a population of 100'),
-    ('--noise_multiplier=1 --delta=0.01', 'Delta 0.01 for 100 clients'),
-    ('--noise_multiplier=1 --delta=0', 'Delta 0 for 100 clients'),
-    ('--noise_multiplier=1 --population=1 --clients_per_round=1', 'no one to'),
-    ('', 'Give either --noise_multiplier'),
-    ('--noise_multiplier=1 --target_epsilon=1', 'Give either'),
-    ('--noise_multiplier=1 --min_separation=3', 'of 3 under poisson sampling'),
-    ('--target_epsilon=1e9', 'asks for next to no noise'),
-    ('--target_epsilon=1 --plot_against=noise_multiplier', 'is the result'),
-    ('--noise_multiplier=1 word', 'Only flags are expected'),
-    ('--noise_multiplier=1 --experiment_name=a/b', 'without a slash'),
-  ],
+_REFUSED = (
+  ('--noise_multiplier=0', '--noise_multiplier=0: give numbers above 0'),
+  ('--noise_multiplier=x', '--noise_multiplier=x: give numbers above 0'),
+  ('--noise_multiplier=nan', 'nan: give numbers above 0'),
+  ('--noise_multiplier=', '--noise_multiplier=: give numbers above 0'),
+  ('--noise_multiplier=1 --total_rounds=1.5', '=1.5: give whole numbers'),
+  ('--noise_multiplier=1 --clients_per_round=101', 'a population of 100'),
+  ('--noise_multiplier=1 --delta=0.01', 'Delta 0.01 for 100 clients'),
+  ('--noise_multiplier=1 --delta=0', 'Delta 0 for 100 clients'),
+  ('--noise_multiplier=1 --population=1 --clients_per_round=1', 'no one to'),
+  ('', 'Give either --noise_multiplier'),
+  ('--noise_multiplier=1 --target_epsilon=1', 'Give either'),
+  ('--noise_multiplier=1 --min_separation=3', 'of 3 under poisson sampling'),
+  ('--target_epsilon=1e9', 'asks for next to no noise'),
+  ('--target_epsilon=1 --plot_against=noise_multiplier', 'is the result'),
+  ('--noise_multiplier=1 word', 'Only flags are expected'),
+  ('--noise_multiplier=1 --experiment_name=a/b', 'without a slash'),
 )
-def test_what_makes_no_sense_is_refused(
-  tmp_path, capsys, monkeypatch, arguments, message
-):
-  monkeypatch.setenv('TFF_RESEARCH_CACHE', str(tmp_path / 'cache'))
-  with pytest.raises(flags.Error, match=message):
-    in_this_process(
-      capsys, *SMALL, f'--root_output_dir={tmp_path}', *arguments.split()
-    )
+
+
+def test_what_makes_no_sense_is_refused(tmp_path):
+  common = ' '.join([*SMALL, f'--root_output_dir={tmp_path}'])
+  errors = binary.refusals(
+    'privacy_budget',
+    [f'{common} {arguments}' for arguments, _ in _REFUSED],
+    TFF_RESEARCH_CACHE=str(tmp_path / 'cache'),
+  )
+  for error, (arguments, message) in zip(errors, _REFUSED, strict=True):
+    assert error and message in error, arguments
   assert not (tmp_path / 'privacy_budget').exists()
 
 
