@@ -26,7 +26,7 @@ PARTS: Mapping[str, dict] = {
   **{
     f'dp_mechanism={name}': {
       'dp_mechanism': name,
-      'clipping': 'fixed',
+      'clipping': lib.DP_CLIPPINGS.get(name, 'fixed'),
       'clip_norm': 1.0,
       'min_separation': 10,
     }
