@@ -13,7 +13,12 @@ else
   PARTITION ?= natural
 endif
 ROUNDS ?= 20
+SEEDS ?= 0,1,2
 ARGS ?=
+
+# Clients are MNIST's 539 writers where QMNIST's label files are, and else 1,000
+# by Dirichlet's distribution.
+PRIVATE := experiments/private$(if $(TFF_RESEARCH_QMNIST_DIR),/by_writer)
 
 # What test-data fetches; a name may carry a partition, as in mnist:writer.
 DATA ?= digits mnist
@@ -23,7 +28,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 python := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help emnist linear_regression test test-slow test-data lint format \
+.PHONY: help emnist linear_regression emnist_dp dp_utility test test-slow test-data lint format \
   doctor lock lock-check env serving xla-cpu xla-tpu xla-gpu benchmark clean
 
 help: ## List the targets.
@@ -41,6 +46,17 @@ emnist: env ## Train a handwriting model (DATASET= PARTITION= ROUNDS= ARGS=).
 linear_regression: env ## Fit ten clients' diabetes data, no network (ARGS=).
 	$(python) -m experiments.linear_regression \
 	  --flagfile=experiments/linear_regression.flags $(ARGS)
+
+emnist_dp: env serving ## Private beside plain training, epsilon 8 (SEEDS= ARGS=).
+	$(python) -m experiments.compare --binary=emnist --seeds=$(SEEDS) \
+	  --flag_files=$(PRIVATE)/dp_fed_avg.flags,$(PRIVATE)/fed_avg_without_privacy.flags \
+	  --table_rounds=10,20,50 --extra_flag=--export \
+	  --experiment_name=emnist_dp $(ARGS)
+
+dp_utility: env ## Accuracy against epsilon, five private algorithms (SEEDS= ARGS=).
+	$(python) -m experiments.compare --binary=emnist --seeds=$(SEEDS) \
+	  --flag_files=experiments/private --vary=target_epsilon=1,2,4,8 \
+	  --experiment_name=dp_utility $(ARGS)
 
 test: env serving test-data ## Run the default tests (ARGS= for pytest).
 	@$(MAKE) --no-print-directory xla-cpu || \

@@ -31,6 +31,13 @@ _MODEL = flag_values.enum(
 _NUM_CLASSES = flag_values.define(
   'integer', 'num_classes', None, "Outputs of the model; the data's by default."
 )
+_NUM_CLUSTERS = flag_values.define(
+  'integer',
+  'num_clusters',
+  None,
+  'For --task=clustering; as many as the data has classes by default.',
+  lower_bound=2,
+)
 _DATA = flags_lib.DataFlags()
 GROUPS = experiment.FlagGroups(
   algorithm=flags_lib.AlgorithmFlags(),
@@ -44,11 +51,22 @@ flags.adopt_module_key_flags(flag_values)
 def build_task() -> task_lib.Task:
   """Builds the task that the flags describe."""
   name, seed = _TASK.value, flags.FLAGS.seed
+  size, other = 'num_classes', 'num_clusters'
+  if tasks.TASKS[name].kind == 'clustering':
+    size, other = other, size
+  flag_values.refuse_unused([other], f'by --task={name}')
   data = load.load(_DATA.get(tasks.TASKS[name].dataset, seed))
-  if _NUM_CLASSES.value is None:
+  if flags.FLAGS[size].value is None:
     # Saved with the run, whose model may meet data with fewer classes later.
-    flags.FLAGS.num_classes = data.num_classes
-  return tasks.build(name, data, _MODEL.value, seed, _NUM_CLASSES.value)
+    flags.FLAGS[size].value = data.num_classes
+  return tasks.build(
+    name,
+    data,
+    _MODEL.value,
+    seed,
+    num_classes=_NUM_CLASSES.value,
+    num_clusters=_NUM_CLUSTERS.value,
+  )
 
 
 def main(argv: Sequence[str]) -> None:

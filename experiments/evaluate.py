@@ -17,6 +17,7 @@ import numpy as np
 from absl import flags
 
 from research import cli, finished_run, flag_values
+from research.algorithms import registry
 from research.training import atomic, evaluation, run_directory
 
 _RUN_DIR = flags.DEFINE_string(
@@ -53,6 +54,12 @@ def summarise(
 def main(argv: Sequence[str]) -> None:
   """Prints a table, and writes it as JSON if asked to."""
   flag_values.refuse_arguments(argv)
+  if registry.ALGORITHMS[flags.FLAGS.algorithm].has_local_layers:
+    raise flags.IllegalFlagValueError(
+      f'The model of --algorithm={flags.FLAGS.algorithm} lacks its local part, '
+      'which each client makes from its own examples: python -m '
+      f'experiments.personalize --run_dir={_RUN_DIR.value} evaluates it so.'
+    )
   run = finished_run.load(run_directory.RunDirectory.existing(_RUN_DIR.value))
   split = finished_run.select_split(run.task, _SPLIT.value)
   summary = summarise(run.evaluator, split)

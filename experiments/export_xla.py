@@ -23,7 +23,7 @@ import tensorflow_federated as tff
 from absl import flags
 
 from datasets import federated_data
-from research import cli, experiment, flag_values
+from research import cli, flag_values, provenance
 from research.export import xla_compile, xla_program
 from research.runtime import client_program
 from research.tasks import task as task_lib
@@ -193,7 +193,7 @@ def _build(
     tff.learning.LoopImplementation.DATASET_REDUCE
   )
   task = groups.runtime.apply(binary.build_task())
-  process = algorithm.build(task.model_fn, settings)
+  process = algorithm.build_for(task, settings)
   return task, process, groups.training.get()
 
 
@@ -215,8 +215,8 @@ def main(argv: Sequence[str]) -> None:
     'target': _TARGET.value,
     'binary': binary,
     'flags': flag_values.values(),
-    'versions': experiment.versions(),
-    'git_revision': experiment.git_revision(),
+    'versions': provenance.versions(),
+    'git_revision': provenance.git_revision(),
     'clients_per_round': config.clients_per_round,
     'batch_sizes': batches,
   }

@@ -6,21 +6,30 @@
 
 Each client that has training and test examples trains the global model on the
 first and is evaluated on the second (Wang et al. 2019, arXiv:1910.10252). After
---algorithm=ditto it is each client's own model that is compared.
+--algorithm=ditto it is each client's own model that is compared; after
+--algorithm=fed_recon it is the local part that the client reconstructs.
 Writes personalization.csv and a plot into the run directory.
 """
 
 import csv
+import importlib
 import io
 import pathlib
 from collections.abc import Sequence
 
+import tensorflow_federated as tff
 import tqdm
 from absl import flags
 
 from research import cli, finished_run, flag_values
 from research.algorithms import registry
-from research.training import atomic, personalization, plots, run_directory
+from research.training import (
+  atomic,
+  personalization,
+  plots,
+  reconstruction,
+  run_directory,
+)
 
 FLAGS = flags.FLAGS
 
@@ -65,33 +74,39 @@ def _write(path: pathlib.Path, outcomes: list[personalization.Outcome]) -> None:
   atomic.write_text(path, text.getvalue())
 
 
-def _own_models(
+def _adaptation(
   run: finished_run.FinishedRun,
-) -> personalization.OwnModels | None:
-  """The models that clients kept, if the run's algorithm has such."""
-  if not registry.ALGORITHMS[FLAGS.algorithm].has_own_models:
-    return None
-  flag_values.refuse_unused(
-    [flag.name for flag in (_EPOCHS, _RATE)],
-    f'by --algorithm={FLAGS.algorithm}',
-  )
-  return personalization.OwnModels(
-    run.task, run.evaluator, run.directory.client_states
-  )
-
-
-def _fine_tuner(run: finished_run.FinishedRun) -> personalization.FineTuner:
-  rate = _RATE.value
-  return personalization.FineTuner(
-    run.task,
-    run.evaluator,
-    personalization.Settings(
+) -> personalization.OwnModels | personalization.FineTuner:
+  """What gives a client the model that the run's algorithm means for it."""
+  algorithm = registry.ALGORITHMS[FLAGS.algorithm]
+  if algorithm.has_own_models or algorithm.has_local_layers:
+    flag_values.refuse_unused(
+      [flag.name for flag in (_EPOCHS, _RATE)],
+      f'by --algorithm={FLAGS.algorithm}',
+    )
+  if algorithm.has_own_models:
+    return personalization.OwnModels(
+      run.task, run.evaluator, run.directory.client_states
+    )
+  if algorithm.has_local_layers:
+    settings = _reconstruction(run)
+  else:
+    rate = _RATE.value
+    settings = personalization.Settings(
       epochs=_EPOCHS.value,
       learning_rate=FLAGS.client_learning_rate if rate is None else rate,
       batch_size=FLAGS.client_batch_size,
       seed=FLAGS.seed,
-    ),
+    )
+  return personalization.FineTuner(run.task, run.evaluator, settings)
+
+
+def _reconstruction(run: finished_run.FinishedRun) -> personalization.Settings:
+  groups = importlib.import_module(run.config['binary']).GROUPS
+  _, settings, _ = groups.algorithm.get(
+    tff.learning.LoopImplementation.DATASET_REDUCE
   )
+  return reconstruction.settings(run.task, settings, groups.training.get())
 
 
 def main(argv: Sequence[str]) -> None:
@@ -105,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
       'training and test examples: personalisation wants data whose clients '
       'have both, as those of --partition=natural.'
     )
-  adapt = _own_models(run) or _fine_tuner(run)
+  adapt = _adaptation(run)
   if isinstance(adapt, personalization.OwnModels):
     clients = [client for client in clients if adapt.has(client)]
     if not clients:
@@ -114,6 +129,8 @@ def main(argv: Sequence[str]) -> None:
         'train for more rounds.'
       )
     print("Each client's own model, as training left it.")
+  elif registry.ALGORITHMS[FLAGS.algorithm].has_local_layers:
+    print("Each client's reconstructed local part, and the initial one before.")
   clients = clients[: _CLIENTS.value]
   outcomes = list(
     tqdm.tqdm(

@@ -14,6 +14,7 @@ for 28x28x1 images and are tested.
   autoencoder          2,837,314; its output has the shape of its input.
   resnet_gn            78,042 with 10 classes on 32x32x3: ResNet-8, group norm.
   resnet18_gn          11,173,962 with 10 classes on 32x32x3.
+  k_means              7,840 with 10 clusters: from images to squared distances.
 """
 
 import functools
@@ -23,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from models import functional, layers, resnet
+from models import functional, k_means, layers, resnet
 
 Shape = tuple[int, ...]
 _Metrics = Callable[[], Sequence[tf.keras.metrics.Metric]]
@@ -42,12 +43,14 @@ def build(
     name: A key of `MODELS`.
     input_shape: Shape of one float32 example: (height, width, channels), or
       any shape for the fully connected models.
-    num_classes: The number of logits; the autoencoder does not use it.
+    num_classes: The number of logits, or of k_means' clusters; the autoencoder
+      does not use it.
     seed: Each layer's initialiser and dropout derive their own seed from it.
 
   Returns:
-    A model from [batch, *input_shape] to logits [batch, num_classes], or for
-    the autoencoder to [batch, *input_shape].
+    A model from [batch, *input_shape] to logits [batch, num_classes]; for
+    k_means to squared distances of that shape, and for the autoencoder to
+    [batch, *input_shape].
 
   Raises:
     ValueError: If the name is unknown, or the model can't have such a shape,
@@ -245,6 +248,7 @@ MODELS: Mapping[str, Callable[[Shape, int, int], tf.keras.Model]] = {
   'autoencoder': _autoencoder,
   'resnet_gn': resnet.build_resnet8,
   'resnet18_gn': resnet.build_resnet18,
+  'k_means': k_means.build,
 }
 
 # The smallest height and width with which each convolution still has an output.

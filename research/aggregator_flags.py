@@ -96,7 +96,9 @@ class AggregatorFlags:
       names = [*_NAMES, 'dp_mechanism']
       flag_values.refuse_unused(names, f'by --algorithm={algorithm}')
     _refuse_unused()
-    if noise_multiplier is None:
+    if FLAGS.dp_mechanism == lib.NONE:
+      noise_multiplier = 0.0
+    elif noise_multiplier is None:
       given = FLAGS.noise_multiplier
       noise_multiplier = _ANY_MULTIPLIER if given is None else given
     settings = lib.Settings(
@@ -109,6 +111,11 @@ class AggregatorFlags:
       dp_mechanism=FLAGS.dp_mechanism,
       noise_multiplier=noise_multiplier,
       clipped_count_stddev=FLAGS.clipped_count_stddev,
+      dp_bands=FLAGS.dp_bands,
+      blt_buffers=FLAGS.blt_buffers,
+      tree_restart_rounds=FLAGS.tree_restart_rounds,
+      total_rounds=FLAGS.total_rounds,
+      min_separation=FLAGS.min_separation,
     )
     try:
       return compose.build(settings)

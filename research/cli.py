@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 
 from datasets import federated_data
+from research.privacy import audit_report
 from research.training import run_directory
 
 _USER_ERRORS = (
@@ -17,6 +18,7 @@ _USER_ERRORS = (
   ImportError,
 )
 _EXIT_CODE = 2
+_VIOLATION_EXIT_CODE = 3
 
 
 def _guard(function: Callable) -> Callable:
@@ -28,6 +30,9 @@ def _guard(function: Callable) -> Callable:
         raise
       print(f'error: {error}', file=sys.stderr)
       sys.exit(_EXIT_CODE)
+    except audit_report.ViolationError as error:
+      print(f'error: {error}', file=sys.stderr)
+      sys.exit(_VIOLATION_EXIT_CODE)
 
   return guarded
 
@@ -39,9 +44,9 @@ def run(
   """Runs a binary's `main`; use it in place of `absl.app.run`.
 
   Exit codes: 0 done, 1 a bug (with a traceback) or a flag that absl can't
-  parse, 2 flags, data or a run directory that don't fit (one line), 130 Ctrl-C,
-  143 SIGTERM. `--verbosity=1` shows the
-  traceback of a mistake, too.
+  parse, 2 flags, data or a run directory that don't fit (one line), 3 an audit
+  that contradicts the claimed privacy, 130 Ctrl-C, 143 SIGTERM. `--verbosity=1`
+  shows the traceback of a mistake, too.
 
   Args:
     main: Takes the arguments that are no flags, after the program's name.

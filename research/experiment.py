@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 from absl import flags, logging
 
 from research import flag_values, provenance, runtime_flags
 from research import flags as flags_lib
 from research.algorithms import local_training, registry, stateful
 from research.export import exporter, parity
+from research.privacy import audit_report
 from research.runtime import accelerators, planner
 from research.runtime import registry as runtimes
 from research.tasks import task as task_lib
@@ -25,6 +27,7 @@ from research.training import (
   interrupts,
   plots,
   private_rounds,
+  reconstruction,
   run_directory,
   sampling,
 )
@@ -83,6 +86,7 @@ class Experiment:
     self._output = output
     self._config = config
     self._privacy = privacy
+    self.audit: audit_report.Report | None = None
 
   @classmethod
   @contextlib.contextmanager
@@ -106,6 +110,8 @@ class Experiment:
       flags.IllegalFlagValueError: If flags do not fit together or to the data.
       run_directory.ResumeError: If the directory has a run with other flags.
       run_directory.RunLockedError: If another process writes there.
+      audit_report.ViolationError: At the end of the block, if the run's audit
+        contradicts its guarantee.
     """
     output = groups.output.get()
     runtime = groups.runtime.get()
@@ -160,7 +166,10 @@ class Experiment:
       config |= _runtime_entries(runtime, saved, _rounds_done(run))
       if privacy:
         config['privacy'] = _same_privacy(saved, privacy.entry())
-      yield cls(run, task, loop, output, config, privacy)
+      started = cls(run, task, loop, output, config, privacy)
+      yield started
+      if started.audit:
+        started.audit.check()
 
   def train(self) -> Any:
     """Trains from the newest checkpoint to the last round.
@@ -198,8 +207,8 @@ class Experiment:
         stack.enter_context(progress_lib.Progress(total, done)),
       )
 
-  def plot(self) -> None:
-    """Draws learning curves and the clients' data."""
+  def plot(self, state: Any) -> None:
+    """Draws learning curves, the clients' data, and centroids of images."""
     rows = metrics_lib.read(self.run.metrics_csv)
     data = self.task.data
     plots.learning_curves(rows, self.run.plots)
@@ -208,13 +217,18 @@ class Experiment:
     plots.examples_per_client(
       data.train, self.run.plots / 'examples_per_client.png'
     )
-    if self.task.kind == 'classification':
+    if self.task.kind in ('classification', 'clustering'):
       plots.label_histogram(
         data.train,
         data.num_classes,
         self.run.plots / 'labels_per_client.png',
-        self.task.class_names,
+        self.task.class_names or data.class_names,
       )
+    shape = self.task.example_shape
+    if self.task.kind == 'clustering' and len(shape) == 3:
+      (found,) = self.loop.process.get_model_weights(state).trainable
+      images = np.reshape(found, [-1, *shape])
+      plots.centroids(images, self.run.plots / 'centroids.png')
 
   @property
   def may_tell_of_clients(self) -> bool:
@@ -236,8 +250,12 @@ class Experiment:
     print(parity.summary(report))
 
   def finish(self, state: Any) -> None:
-    """Draws, exports if the flag says so, and prints where everything is."""
-    self.plot()
+    """Audits, draws, exports if asked to, and prints where everything is."""
+    if self._privacy:
+      self.audit = self._privacy.audit(
+        self.loop.process, state, self.run.audit_json
+      )
+    self.plot(state)
     if self._output.export:
       self.export(state)
     print(self.summary())
@@ -253,6 +271,8 @@ class Experiment:
     if self._output.export:
       table += [('model', str(self.run.model))]
       table += [('model card', str(self.run.model_card_md))]
+    if self.audit:
+      table += [('audit', self.audit.line())]
     return '\n'.join(f'{name:<26}{value}' for name, value in table)
 
   def dry_run(self) -> str:
@@ -380,10 +400,15 @@ def _build_loop(
 ) -> loop_lib.TrainingLoop:
   algorithm, settings, schedule = chosen
   logging.info('Algorithm of %s', algorithm.paper)
-  filled = [size for size in task.data.train.num_examples.values() if size]
-  settings = dataclasses.replace(settings, num_clients=len(filled))
+  settings = dataclasses.replace(
+    settings,
+    participation=config.clients_per_round / len(task.data.train.client_ids),
+  )
   try:
-    process = algorithm.build(task.model_fn, settings)
+    registry.check_kind(flags.FLAGS.algorithm, task.kind, task.build_loss())
+    if algorithm.has_local_layers:
+      reconstruction.check(task.data)
+    process = algorithm.build_for(task, settings)
     process = runtime.prepare(process, task)
   except (local_training.UnsuitableError, planner.PlanError) as error:
     raise flags.IllegalFlagValueError(str(error)) from error
@@ -394,6 +419,11 @@ def _build_loop(
   if isinstance(process, stateful.StatefulProcess):
     client_states = client_states_lib.ClientStates(
       run.client_states, process.initial_client_state()
+    )
+  evaluator = None
+  if algorithm.has_local_layers:
+    evaluator = reconstruction.Evaluator(
+      task, reconstruction.settings(task, settings, config)
     )
   return loop_lib.TrainingLoop(
     config,
@@ -406,4 +436,5 @@ def _build_loop(
     client_states,
     faults,
     privacy,
+    evaluator,
   )

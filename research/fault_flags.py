@@ -3,7 +3,7 @@
 from absl import flags
 
 from research import flag_values
-from research.algorithms import registry
+from research.algorithms import attacks, registry
 from research.tasks import task as task_lib
 from research.training import faults
 
@@ -38,8 +38,8 @@ class FaultFlags:
     text = 'Factor of the updates of --poison=scale.'
     flag_values.define('float', 'poison_scale', default.poison_scale, text)
 
-  def attacks_updates(self) -> bool:
-    """Whether the algorithm must let clients change what they send.
+  def attack(self) -> attacks.Attack | None:
+    """How clients change what they send, if they do.
 
     Raises:
       flags.IllegalFlagValueError: If it can't, or flags don't fit together.
@@ -53,14 +53,9 @@ class FaultFlags:
     if poison != faults.SCALE:
       flag_values.refuse_unused(['poison_scale'], f'by --poison={poison}')
     if poison not in _OF_UPDATES:
-      return False
-    if not registry.ALGORITHMS[FLAGS.algorithm].can_be_attacked:
-      able = [n for n, a in registry.ALGORITHMS.items() if a.can_be_attacked]
-      raise flags.IllegalFlagValueError(
-        f'--poison={poison} changes model updates, for which '
-        f'--algorithm={FLAGS.algorithm} has no form; {", ".join(able)} have.'
-      )
-    return True
+      return None
+    check_algorithm(f'--poison={poison}')
+    return attacks.SCALE
 
   def get(self, task: task_lib.Task) -> faults.Faults:
     """Returns the faults.
@@ -74,3 +69,20 @@ class FaultFlags:
       )
     names = [*_RATES, 'poison', 'poison_scale', 'seed']
     return faults.Faults(**{name: FLAGS[name].value for name in names})
+
+
+def check_algorithm(what: str) -> None:
+  """Raises if the algorithm's clients can't change what they send.
+
+  Args:
+    what: The flag that makes them do so.
+
+  Raises:
+    flags.IllegalFlagValueError: If so.
+  """
+  if not registry.ALGORITHMS[FLAGS.algorithm].can_be_attacked:
+    able = [n for n, a in registry.ALGORITHMS.items() if a.can_be_attacked]
+    raise flags.IllegalFlagValueError(
+      f'{what} changes model updates, for which '
+      f'--algorithm={FLAGS.algorithm} has no form; {", ".join(able)} have.'
+    )

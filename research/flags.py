@@ -188,6 +188,15 @@ class OptimizerFlags:
     return OptimizerConfig(optimizer, schedule)
 
 
+# What makes a flag of a hyperparameter, by the type of its default.
+_KINDS = {
+  bool: ('boolean', {}),
+  float: ('float', {'lower_bound': 0.0}),
+  int: ('integer', {'lower_bound': 0}),
+  tuple: ('list', {}),
+}
+
+
 class AlgorithmFlags:
   """The federated algorithm with its two optimizers."""
 
@@ -205,13 +214,14 @@ class AlgorithmFlags:
       "Weights of the clients' updates.",
     )
     for name in registry.HPARAMS:
-      users = ', '.join(
-        f'{key} {algorithm.hparams[name]}'
+      defaults = {
+        key: algorithm.hparams[name]
         for key, algorithm in registry.ALGORITHMS.items()
         if name in algorithm.hparams
-      )
-      text = f'Defaults: {users}.'
-      define('float', name, None, text, lower_bound=0.0)
+      }
+      users = ', '.join(f'{key} {value}' for key, value in defaults.items())
+      kind, kwargs = _KINDS[type(next(iter(defaults.values())))]
+      define(kind, name, None, f'Defaults: {users}.', **kwargs)
     self._client = OptimizerFlags('client', 0.1)
     self._server = OptimizerFlags('server', 1.0)
     self._aggregator = aggregator_flags.AggregatorFlags()
@@ -226,11 +236,11 @@ class AlgorithmFlags:
     algorithm = registry.ALGORITHMS[name]
     unused = {*algorithm.unused_flags, *registry.HPARAMS}
     unused -= set(algorithm.hparams)
-    if 'client_optimizer' in unused:
-      unused.update(
-        n for n in flag_values.names() if n.startswith('client_learning_rate')
-      )
-      unused.update(f'client_{key}' for key in optimizers.HPARAMS)
+    has_none = [p for p in ('client', 'server') if f'{p}_optimizer' in unused]
+    for prefix in has_none:
+      rate = f'{prefix}_learning_rate'
+      unused.update(n for n in flag_values.names() if n.startswith(rate))
+      unused.update(f'{prefix}_{key}' for key in optimizers.HPARAMS)
     refuse_unused(sorted(unused), f'by --algorithm={name}')
     client, server = self._client.get(), self._server.get()
     self._privacy.check([client.schedule, server.schedule])
@@ -248,15 +258,14 @@ class AlgorithmFlags:
         for key, default in algorithm.hparams.items()
       },
       model_aggregator=self._aggregator.get(name),
-      attacked=self._faults.attacks_updates(),
+      attack=self._faults.attack() or self._privacy.attack(),
     )
-    has_client_rate = 'client_optimizer' not in algorithm.unused_flags
     return (
       algorithm,
       settings,
       loop.Schedules(
-        client=client.schedule if has_client_rate else None,
-        server=server.schedule,
+        client=None if 'client' in has_none else client.schedule,
+        server=None if 'server' in has_none else server.schedule,
       ),
     )
 

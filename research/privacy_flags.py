@@ -5,11 +5,15 @@ import math
 from collections.abc import Sequence
 
 import dp_accounting
+import tensorflow as tf
+import tensorflow_federated as tff
 from absl import flags
 
 from datasets import download
-from research import flag_values
+from research import fault_flags, flag_values
+from research.aggregators import mechanisms
 from research.aggregators import settings as lib
+from research.algorithms import attacks, local_training, registry
 from research.privacy import (
   accounting,
   calibration,
@@ -18,11 +22,14 @@ from research.privacy import (
   guarantee,
   local,
 )
+from research.privacy import canaries as canaries_lib
 from research.privacy import journal as journal_lib
 from research.tasks import task as task_lib
 from research.training import (
+  faults,
   private_rounds,
   run_directory,
+  sampling,
   schedules,
 )
 
@@ -44,6 +51,11 @@ _OTHERS = {
     "Noise in adaptive clipping's count; clients_per_round / 20 by default.",
   ),
 }
+_SHAPES = {
+  'dp_bands': 'Bands of banded_matrix_factorization; min_separation if None.',
+  'blt_buffers': 'Buffers of blt; 4 by default.',
+  'tree_restart_rounds': 'Rounds of a tree; all in one by default.',
+}
 _SWITCHES = {
   'insecure_seeded_noise': (
     'Take the noise from --seed, for tests and reproductions. Protects nothing.'
@@ -53,6 +65,14 @@ _SWITCHES = {
     'validation, plots). No guarantee covers it.'
   ),
 }
+_AUDIT = 'audit_canaries'
+_AUDIT_TEXT = (
+  'So many more clients, each in the training with probability 1/2, send '
+  'random directions, and the final model tells who was in: a lower bound of '
+  'epsilon. Canaries are noise to the model; no guarantee gets weaker.'
+)
+# What canaries send / clipping norm, so that clipping has to do its work.
+_CANARY_NORM = 10.0
 
 
 class PrivacyFlags:
@@ -67,8 +87,11 @@ class PrivacyFlags:
     )
     for name, (kind, text) in _OTHERS.items():
       flag_values.define(kind, name, None, text, lower_bound=0.0)
+    for name, text in _SHAPES.items():
+      flag_values.define('integer', name, None, text, lower_bound=1)
     for name, text in _SWITCHES.items():
       flag_values.define('boolean', name, False, text)
+    flag_values.define('integer', _AUDIT, 0, _AUDIT_TEXT, lower_bound=0)
 
   def check(self, schedules_used: Sequence[schedules.Schedule]) -> None:
     """Checks what needs neither data nor accounting.
@@ -80,7 +103,7 @@ class PrivacyFlags:
       flags.IllegalFlagValueError: If flags do not fit together.
     """
     if FLAGS.dp_mechanism == lib.NONE:
-      unused = [*_OTHERS, *_SWITCHES]
+      unused = [*_OTHERS, *_SHAPES, *_SWITCHES, _AUDIT]
       flag_values.refuse_unused(unused, 'without --dp_mechanism')
       return
     if (FLAGS.noise_multiplier is None) == (FLAGS.target_epsilon is None):
@@ -89,12 +112,23 @@ class PrivacyFlags:
         'and --target_epsilon, given '
         f'{"neither" if FLAGS.target_epsilon is None else "both"}.'
       )
+    own = lib.DP_MECHANISMS[FLAGS.dp_mechanism]
+    flag_values.refuse_unused(
+      sorted(set(_SHAPES) - set(own)),
+      f'by --dp_mechanism={FLAGS.dp_mechanism}',
+    )
     if FLAGS.clipping != 'adaptive':
       reason = f'by --clipping={FLAGS.clipping}'
       flag_values.refuse_unused(['clipped_count_stddev'], reason)
     kinds = [schedule.kind for schedule in schedules_used]
     if schedules.PLATEAU in kinds and not FLAGS.allow_unaccounted_release:
       _refuse('a plateau schedule follows the training loss of clients')
+    algorithm = registry.ALGORITHMS[FLAGS.algorithm]
+    if algorithm.has_local_layers and not FLAGS.allow_unaccounted_release:
+      _refuse(
+        f'test metrics of --algorithm={FLAGS.algorithm} tell of what clients '
+        'reconstruct from their training examples'
+      )
     is_distributed = FLAGS.dp_mechanism in distributed.MECHANISMS
     if is_distributed and FLAGS.client_dropout_rate:
       raise flags.IllegalFlagValueError(
@@ -103,6 +137,30 @@ class PrivacyFlags:
         'would be left than is accounted for. Lower --clients_per_round '
         'instead.'
       )
+
+  def attack(self) -> attacks.Attack | None:
+    """How canaries change what they send; None without an audit.
+
+    Raises:
+      flags.IllegalFlagValueError: If there can't be canaries.
+    """
+    if not FLAGS.audit_canaries:
+      return None
+    name = f'--audit_canaries={FLAGS.audit_canaries}'
+    if FLAGS.client_sampling == sampling.FIXED_SIZE:
+      raise flags.IllegalFlagValueError(
+        f'{name} with --client_sampling={FLAGS.client_sampling}: a canary that '
+        'takes part would take the place of another client, and the audit '
+        'needs one that is there or not, with all others as they are. Use '
+        'poisson or cyclic_poisson.'
+      )
+    if FLAGS.poison != faults.NONE:
+      raise flags.IllegalFlagValueError(
+        f'{name} with --poison={FLAGS.poison}: both change what clients send; '
+        'leave one out.'
+      )
+    fault_flags.check_algorithm(name)
+    return attacks.REPLACE
 
   def get(
     self, task: task_lib.Task, run: run_directory.RunDirectory
@@ -159,7 +217,26 @@ class PrivacyFlags:
       accountant,
       journal_lib.Journal(run.privacy_journal),
       run.privacy_json,
+      _canaries(task, clients),
     )
+
+
+def _canaries(
+  task: task_lib.Task, clients: guarantee.Sampling
+) -> canaries_lib.Canaries | None:
+  """The canaries of `--audit_canaries`; None without."""
+  if not FLAGS.audit_canaries:
+    return None
+  trainable = local_training.model_types(task.model_fn).weights.trainable
+  specs = tf.nest.flatten(tff.types.type_to_tf_tensor_specs(trainable))
+  return canaries_lib.Canaries(
+    number=FLAGS.audit_canaries,
+    probability=clients.probability,
+    shapes=[spec.shape.as_list() for spec in specs],
+    norm=_CANARY_NORM * FLAGS.clip_norm,
+    min_separation=clients.min_separation or 1,
+    seed=FLAGS.seed,
+  )
 
 
 def _accountant(
@@ -174,13 +251,22 @@ def _accountant(
     if multiplier is None:
       multiplier = local.noise_multiplier(target, mechanism, clients, delta)
     return local.build(mechanism, multiplier, clients, delta)
+  strategy = mechanisms.strategy(
+    FLAGS.dp_mechanism,
+    clients.total_rounds,
+    clients.min_separation,
+    **{name: FLAGS[name].value for name in _SHAPES},
+  )
   if multiplier is None:
     multiplier = calibration.noise_multiplier(
       target,
       delta,
       clients,
+      strategy,
       cache_folder=download.cache_directory(FLAGS.cache_dir),
     )
+  if strategy is not None:
+    return accounting.build_correlated(strategy, multiplier, clients, delta)
   return accounting.build(
     dp_accounting.GaussianDpEvent(multiplier), clients, delta
   )

@@ -36,6 +36,7 @@ REGRESSION = starting_with('.venv/bin/python -m experiments.linear_regression')
 EXPORT_XLA = starting_with('.venv/bin/python -m experiments.export_xla')
 SWEEP = starting_with('.venv/bin/python -m experiments.sweep')
 REPRODUCE = starting_with('.venv/bin/python -m experiments.reproduce')
+PLANNING = starting_with('.venv/bin/python -m experiments.privacy_budget')
 # `make test` is what runs this file.
 BENCHMARK = starting_with('make benchmark')
 MAKE = [
@@ -61,7 +62,7 @@ def shell(command: str, cwd, timeout: float) -> subprocess.CompletedProcess:
 
 def test_every_command_is_run_by_a_test_below():
   handled = [*TRAINING, *REGRESSION, *EXPORT_XLA, *SWEEP, *REPRODUCE]
-  handled += [*BENCHMARK, *MAKE, 'make test']
+  handled += [*PLANNING, *BENCHMARK, *MAKE, 'make test']
   assert sorted(commands()) == sorted(handled)
   assert len(TRAINING) >= 4 and SWEEP and REPRODUCE and MAKE
 
@@ -122,6 +123,13 @@ def test_the_training_commands_run_in_order(tmp_path):
     assert 'probabilities' in result.stdout
 
 
+def test_the_budget_is_planned(tmp_path):
+  (command,) = PLANNING
+  result = shell(command, tmp_path, 300)
+  assert result.returncode == 0, result.stderr
+  assert 'add_or_remove_one_client' in result.stdout
+
+
 def test_a_runs_client_program_is_exported(tmp_path):
   if not (ROOT / '.venv-xla-cpu').exists():
     pytest.skip('.venv-xla-cpu missing')
@@ -173,4 +181,9 @@ def test_the_make_commands_run(command, tmp_path):
   result = shell(f'{command} ARGS=--root_output_dir={tmp_path}', ROOT, 1200)
   assert result.returncode == 0, result.stderr
   (run,) = [p for p in tmp_path.iterdir() if p.is_dir()]
+  if 'emnist_dp' in command:
+    table = pd.read_csv(run / 'comparison.csv')
+    assert table['mean'].min() > 0.85
+    assert 0 < table['epsilon'].min() <= 8
+    run = run / 'runs' / 'dp_fed_avg_seed0'
   assert (run / 'model' / 'saved_model.pb').is_file()

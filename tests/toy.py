@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from datasets import federated_data
+from models import k_means
 from research.tasks import task as task_lib
 
 SOURCE = federated_data.Source('toy', 'none', 'none', 'none')
@@ -14,7 +15,7 @@ SOURCE = federated_data.Source('toy', 'none', 'none', 'none')
 def regression_data(
   clients: dict[str, tuple[np.ndarray, np.ndarray]],
 ) -> federated_data.FederatedData:
-  """Federated data of float32 features [n, 3] and targets [n]."""
+  """Federated data of float32 features [n, numbers] and targets [n]."""
   split = federated_data.Split.from_client_arrays(
     {
       name: {'x': np.asarray(x, np.float32), 'y': np.asarray(y, np.float32)}
@@ -34,24 +35,58 @@ def regression_data(
   )
 
 
+class _Offset(tf.keras.layers.Layer):
+  """Adds a number."""
+
+  def __init__(self, initial: float, **kwargs):
+    super().__init__(**kwargs)
+    self._initializer = tf.keras.initializers.Constant(initial)
+
+  def build(self, unused_shape):
+    self.offset = self.add_weight(
+      'offset', shape=[], initializer=self._initializer
+    )
+
+  def call(self, inputs):
+    return inputs + self.offset
+
+
 def linear_task(
   clients: dict[str, tuple[np.ndarray, np.ndarray]],
   initial_weights=(0.5, -1.0, 2.0),
+  scale: float | None = None,
+  offset: float | None = None,
 ) -> task_lib.Task:
-  """y = w . x with three weights and mean squared error."""
+  """y = w . x with three weights and mean squared error.
+
+  Args:
+    clients: Features and targets by client.
+    initial_weights: Of w; as many as there are features.
+    scale: If given, a second layer makes it y = scale * (w . x).
+    offset: If given, a second layer makes it y = w . x + offset.
+
+  Returns:
+    The task; its layers are called shared and own.
+  """
+
+  def dense(name, kernel):
+    return tf.keras.layers.Dense(
+      1,
+      use_bias=False,
+      kernel_initializer=tf.keras.initializers.Constant(
+        np.reshape(kernel, [-1, 1])
+      ),
+      name=name,
+    )
 
   def build_keras_model():
+    layers = [dense('shared', initial_weights)]
+    if scale is not None:
+      layers.append(dense('own', scale))
+    elif offset is not None:
+      layers.append(_Offset(offset, name='own'))
     return tf.keras.Sequential(
-      [
-        tf.keras.Input((3,)),
-        tf.keras.layers.Dense(
-          1,
-          use_bias=False,
-          kernel_initializer=tf.keras.initializers.Constant(
-            np.reshape(initial_weights, [3, 1])
-          ),
-        ),
-      ]
+      [tf.keras.Input((len(initial_weights),)), *layers]
     )
 
   return task_lib.Task(
@@ -66,18 +101,75 @@ def linear_task(
     preprocess=lambda batch: collections.OrderedDict(
       x=batch['x'], y=batch['y'][:, tf.newaxis]
     ),
-    example_shape=(3,),
+    example_shape=(len(initial_weights),),
   )
 
 
+class _GivenCentroids(k_means.SquaredDistances):
+  """Squared distances from centroids that start where a test says."""
+
+  def __init__(self, start: np.ndarray):
+    super().__init__(len(start), seed=0)
+    self._start = np.asarray(start, np.float32)
+
+  def build(self, unused_shape):
+    self.centroids = self.add_weight(
+      'centroids',
+      self._start.shape,
+      initializer=tf.keras.initializers.Constant(self._start),
+    )
+    self.built = True
+
+
+def clustering_task(
+  clients: dict[str, np.ndarray], start: np.ndarray
+) -> task_lib.Task:
+  """K-means on vectors, whose labels are all 0.
+
+  Args:
+    clients: Features [n, d] by client.
+    start: The model's first centroids, [k, d].
+  """
+  size = np.shape(start)[1]
+
+  def build_keras_model():
+    inputs = tf.keras.Input((size,))
+    return tf.keras.Model(inputs, _GivenCentroids(start)(inputs))
+
+  data = regression_data({c: (x, np.zeros(len(x))) for c, x in clients.items()})
+  return task_lib.Task(
+    name='toy',
+    data=data,
+    kind='clustering',
+    class_names=(),
+    build_keras_model=build_keras_model,
+    build_loss=k_means.NearestSquaredDistance,
+    build_metrics=list,
+    preprocess_features=lambda x: x,
+    preprocess=lambda batch: batch,
+    example_shape=(size,),
+  )
+
+
+def task_of(
+  kinds: frozenset[str], has_local_layers: bool = False
+) -> task_lib.Task:
+  """A task that an algorithm of these `kinds` learns, by three clients."""
+  clients = random_clients()
+  if 'clustering' in kinds:
+    features = {client: x for client, (x, _) in clients.items()}
+    return clustering_task(features, np.eye(2, 3))
+  return linear_task(clients, scale=2.0 if has_local_layers else None)
+
+
 def random_clients(
-  sizes=(7, 4, 12), seed: int = 0
+  sizes=(7, 4, 12), seed: int = 0, features: int = 3
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   """Clients with their own optima, of the given sizes."""
   rng = np.random.default_rng(seed)
   clients = {}
   for index, size in enumerate(sizes):
-    x = rng.normal(size=(size, 3)).astype(np.float32)
-    optimum = rng.normal(size=3)
+    x = rng.normal(size=(size, features)).astype(np.float32)
+    optimum = rng.normal(size=features)
     clients[f'client_{index}'] = (x, (x @ optimum).astype(np.float32))
   return clients

@@ -4,6 +4,7 @@
   stock_iterator    TFF's worker with DATASET_ITERATOR
   in_process_auto   the in-process runtime as it plans by itself
   in_process_loop, _scan, _vmap, _vmap_xla   with that plan forced
+  in_process_no_dp  in_process_auto, of workload E without its DP
   bare_...          the loops of bare.py, without federation
   peer_...          other frameworks, in environments of their own (peers/)
 
@@ -11,6 +12,7 @@ The harness starts `worker.py`, which opens one of them.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -18,6 +20,8 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from experiments.benchmark import bare, workloads
+from research.aggregators import dp
+from research.privacy import noise
 from research.runtime import in_process, registry
 
 Step = Callable[[], None]
@@ -34,6 +38,7 @@ _IN_PROCESS = {
   'in_process_scan': ('scan', 'off'),
   'in_process_vmap': ('vmap', 'off'),
   'in_process_vmap_xla': ('vmap', 'on'),
+  workloads.WITHOUT_PRIVACY: ('auto', 'auto'),
 }
 # What the planner may choose on a CPU, by model, beside `in_process_auto`.
 _PLANS = {
@@ -62,11 +67,13 @@ def names(workload: workloads.Workload, all_plans: bool) -> list[str]:
     workload: What is trained.
     all_plans: Whether to include plans and bare loops that are known to lose.
   """
+  without = [workloads.WITHOUT_PRIVACY] if workload.private else []
   if all_plans:
     loops = [f'bare_{name}' for name in bare.variants_of(workload)]
-    return [*_STOCK, *_IN_PROCESS, *loops]
+    plans = [name for name in _IN_PROCESS if name != workloads.WITHOUT_PRIVACY]
+    return [*_STOCK, *plans, *without, *loops]
   stock = _STOCK if workload.clients <= _MOST_STOCK_CLIENTS else ()
-  plans = ('in_process_auto', *_PLANS[workload.model])
+  plans = ('in_process_auto', *_PLANS[workload.model], *without)
   return [*stock, *plans, *_BARE[workload.model]]
 
 
@@ -77,9 +84,17 @@ def _federated(
   loop_implementation: tff.learning.LoopImplementation | None,
 ) -> Iterator[tuple[Step, Weights]]:
   task = workload.task()
+  # Stock TFF has noise of its own; ours has a key of each round.
+  is_keyed = workload.private and config.runtime == 'in_process'
+  aggregator = None
+  if is_keyed:
+    query = dp.FixedClipQuery(
+      workloads.CLIP, workloads.NOISE_MULTIPLIER, float(workload.clients)
+    )
+    aggregator = dp.factory(query)
   with registry.build(config) as runtime:
     loop = loop_implementation or runtime.loop_implementation
-    process = runtime.prepare(workload.process(task, loop), task)
+    process = runtime.prepare(workload.process(task, loop, aggregator), task)
     split, batches = task.data.train, workload.batches()
     cohort = [
       runtime.client_data(split, client, batches) for client in split.client_ids
@@ -91,6 +106,8 @@ def _federated(
 
     def step():
       nonlocal state
+      if is_keyed:
+        state = dp.with_noise_key(state, noise.secure_key())
       state = process.next(state, cohort).state
       # Nothing may be left to run when the clock stops.
       tf.test.experimental.sync_devices()
@@ -137,6 +154,8 @@ def open_arm(
     return _federated(workload, config, _STOCK[name])
   if name in _IN_PROCESS:
     plan, xla = _IN_PROCESS[name]
+    if name == workloads.WITHOUT_PRIVACY:
+      workload = dataclasses.replace(workload, private=False)
     config = registry.RuntimeConfig('in_process', client_plan=plan, xla=xla)
     return _federated(workload, config, None)
   if kind == 'bare' and variant in bare.VARIANTS:

@@ -34,6 +34,7 @@ from research.training import (
   schedules,
   trackers,
 )
+from research.training import columns as columns_lib
 from research.training import loop as loop_lib
 
 _ROUNDS = flags.DEFINE_integer('rounds', 1000, 'Rounds after the warm-up.')
@@ -127,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
   ):
     training_loop = make_loop(runtime, directory)
     path, config = pathlib.Path(directory), training_loop.config
-    columns = loop_lib.columns(training_loop.task)
+    columns = columns_lib.columns(training_loop.task)
     training_loop.run(
       training_loop.restore(),
       metrics.MetricsCsv(path / 'metrics.csv', columns),

@@ -105,7 +105,7 @@ def _print_results(
     if result.error:
       print(f'{name:20} not measured: {result.error[:200]}')
       continue
-    agrees = result.relative_difference <= targets.MOST_DIFFERENT
+    agrees = targets.agrees(name, result.relative_difference)
     print(
       f'{name:20}{np.median(result.turns):9.4f} {ratios.get(name, "")!s:22}'
       f'{result.cold_start_seconds:9.1f}{result.peak_megabytes:9.0f}'

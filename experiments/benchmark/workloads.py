@@ -36,6 +36,8 @@ NOISE_MULTIPLIER = 1e-7
 SWEEP_CLIENTS = (1, 10, 100, 1000, 10000)
 SWEEP_PARAMETERS = ('10k', '1M', '10M')
 _SWEEP_INPUTS = {'1k': 32, '10k': 100, '1M': 1000, '10M': 3163}
+# What workload E's arms but this one have.
+WITHOUT_PRIVACY = 'in_process_no_dp'
 _SEED = 3
 _VOCABULARY = 30522
 _SEQUENCE = 128
@@ -143,8 +145,15 @@ class Workload:
     self,
     task: task_lib.Task,
     loop_implementation: tff.learning.LoopImplementation,
+    aggregator: tff.aggregators.WeightedAggregationFactory | None = None,
   ) -> tff.learning.templates.LearningProcess:
-    """Builds federated averaging, with central DP if `private`."""
+    """Builds federated averaging, with central DP if `private`.
+
+    Args:
+      task: What `task` built.
+      loop_implementation: How a client iterates over its batches.
+      aggregator: Of a private workload; None is TFF's own.
+    """
     client_optimizer = optimizers.build('sgd', CLIENT_LEARNING_RATE, {})
     server_optimizer = optimizers.build('sgd', SERVER_LEARNING_RATE, {})
     if not self.private:
@@ -154,15 +163,19 @@ class Workload:
         server_optimizer=server_optimizer,
         loop_implementation=loop_implementation,
       )
-    aggregator = tff.aggregators.DifferentiallyPrivateFactory.gaussian_fixed(
-      NOISE_MULTIPLIER, self.clients, CLIP
-    )
-    return tff.learning.algorithms.build_unweighted_fed_avg(
+    if aggregator is None:
+      aggregator = tff.aggregators.as_weighted_aggregator(
+        tff.aggregators.DifferentiallyPrivateFactory.gaussian_fixed(
+          NOISE_MULTIPLIER, self.clients, CLIP
+        )
+      )
+    return fed_avg.build(
       task.model_fn,
-      client_optimizer_fn=client_optimizer,
-      server_optimizer_fn=server_optimizer,
-      model_aggregator=aggregator,
+      client_optimizer=client_optimizer,
+      server_optimizer=server_optimizer,
+      client_weighting=tff.learning.ClientWeighting.UNIFORM,
       loop_implementation=loop_implementation,
+      model_aggregator=aggregator,
     )
 
 

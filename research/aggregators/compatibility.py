@@ -23,7 +23,15 @@ PARTS: Mapping[str, dict] = {
   'clipping=adaptive': {'clipping': 'adaptive', 'clip_norm': 1.0},
   **{f'compression={name}': {'compression': name} for name in lib.CODECS},
   'secure_sum': {'secure_sum': True},
-  'dp_mechanism=gaussian': {'dp_mechanism': lib.GAUSSIAN},
+  **{
+    f'dp_mechanism={name}': {
+      'dp_mechanism': name,
+      'clipping': lib.DP_CLIPPINGS.get(name, 'fixed'),
+      'clip_norm': 1.0,
+      'min_separation': 10,
+    }
+    for name in lib.DP_MECHANISMS
+  },
 }
 PARTS['aggregator=multi_krum']['selected_clients'] = 5
 
@@ -46,10 +54,10 @@ def with_algorithm(part: str, algorithm: str, runtime: str) -> str | None:
   if 'aggregator' in unused:
     if part == f'aggregator={lib.MEAN}':
       return None
-    return 'its clients send more than a model update.'
+    return 'its clients send more than a model update, or none.'
   chosen = dict(PARTS[part])
   is_private = 'dp_mechanism' in chosen
-  if is_private or chosen.get('secure_sum'):
+  if chosen.get('secure_sum'):
     chosen |= PARTS['clipping=fixed']
   return refusals.refusal(
     lib.Settings(
@@ -73,7 +81,7 @@ def with_aggregator(part: str, aggregator: str) -> str | None:
   """
   name, _, turn = part.partition(' --rotation=')
   chosen = PARTS[f'aggregator={aggregator}'] | PARTS[name]
-  if chosen.get('secure_sum') or 'dp_mechanism' in chosen:
+  if chosen.get('secure_sum'):
     chosen |= PARTS['clipping=fixed']
   if turn:
     chosen |= {'rotation': turn}

@@ -27,9 +27,8 @@ from research.aggregators import (
   bits,
   clipping,
   compression,
-  dp,
   dp_distributed,
-  dp_local,
+  mechanisms,
   refusals,
   rejection,
   robust,
@@ -37,7 +36,7 @@ from research.aggregators import (
   secure,
 )
 from research.aggregators import settings as lib
-from research.privacy import distributed, local
+from research.privacy import distributed
 
 
 def build(settings: lib.Settings) -> tff.aggregators.WeightedAggregationFactory:
@@ -58,7 +57,7 @@ def build(settings: lib.Settings) -> tff.aggregators.WeightedAggregationFactory:
     raise ValueError(reason)
   codec = _codec(settings)
   is_private = settings.dp_mechanism != lib.NONE
-  factory = _private(settings) if is_private else _combine(settings)
+  factory = (mechanisms.build if is_private else _combine)(settings)
   if codec is not None:
     factory = compression.CompressionFactory(codec, settings.seed, factory)
   # One vector: rules, codecs and rotations are about the whole update.
@@ -75,16 +74,6 @@ def build(settings: lib.Settings) -> tff.aggregators.WeightedAggregationFactory:
   return bits.MeasureUploadFactory(
     factory, lambda value_type: _upload_bits(settings, codec, value_type)
   )
-
-
-def _private(
-  settings: lib.Settings,
-) -> tff.aggregators.WeightedAggregationFactory:
-  if settings.dp_mechanism in distributed.MECHANISMS:
-    return dp_distributed.build(settings)
-  if settings.dp_mechanism in local.MECHANISMS:
-    return dp_local.build(settings)
-  return dp.build(settings)
 
 
 def _bound(

@@ -24,8 +24,11 @@ import tensorflow_privacy as tfp
 from research.aggregators import settings as lib
 from research.privacy import noise
 
-# Clipping aims this much below the bound: float32 rounds by less.
-_ROUNDING = 1e-6
+# Squares are summed in float32 by blocks of so many, in whatever order.
+_BLOCK = 1024
+# Clipping aims this much below the bound: half of the roundings of a block,
+# 2^-24 each, and those of the factor are less.
+_ROUNDING = 1e-4
 _UPDATE_STREAM, _COUNT_STREAM = range(2)
 
 
@@ -47,26 +50,38 @@ def clip(
   """Scales a structure of tensors to an L2 norm of at most `clip_norm`.
 
   Args:
-    record: float32 tensors.
+    record: float32 tensors of known shapes.
     clip_norm: float32.
     order: 2, or 1 for the L1 norm.
 
   Returns:
-    The clipped record, or zeros if any of it is not finite; and the norm
-    before, float32, which is not finite then.
+    The clipped record, or zeros if any of it is not finite or its norm above
+    1e19; and the norm before, float32, which is not finite then.
   """
-  flat = [tf.cast(tensor, tf.float64) for tensor in tf.nest.flatten(record)]
-  # In float64, in which squares of float32 neither overflow nor lose digits.
-  total = tf.add_n([tf.reduce_sum(tf.abs(tensor) ** order) for tensor in flat])
-  norm = total if order == 1 else tf.sqrt(total)
+  flat = tf.nest.flatten(record)
+  if order == 1:
+    norm = tf.add_n([_sum_by_blocks(tf.abs(tensor)) for tensor in flat])
+  else:
+    norm = tf.sqrt(tf.add_n([_sum_by_blocks(tensor**2) for tensor in flat]))
   bound = tf.cast(clip_norm, tf.float64) * (1 - _ROUNDING)
   factor = tf.where(norm > bound, bound / norm, 1.0)
-  is_finite = tf.math.is_finite(norm)
-  clipped = [
-    tf.where(is_finite, tf.cast(factor * tensor, tf.float32), 0.0)
-    for tensor in flat
-  ]
+  factor = tf.where(tf.math.is_finite(norm), factor, 0.0)
+  factor = tf.cast(factor, tf.float32)
+  # With the factor 0, NaN and infinities become 0, too.
+  clipped = [tf.math.multiply_no_nan(tensor, factor) for tensor in flat]
   return tf.nest.pack_sequence_as(record, clipped), tf.cast(norm, tf.float32)
+
+
+def _sum_by_blocks(tensor: tf.Tensor) -> tf.Tensor:
+  """float64, the sum of numbers that are not negative.
+
+  It is off by at most `_BLOCK` roundings of float32, relative.
+  """
+  vector = tf.reshape(tensor, [-1])
+  whole = vector.shape[0] // _BLOCK * _BLOCK
+  blocks = tf.reshape(vector[:whole], [-1, _BLOCK])
+  parts = tf.concat([tf.reduce_sum(blocks, axis=1), vector[whole:]], axis=0)
+  return tf.reduce_sum(tf.cast(parts, tf.float64))
 
 
 class FixedClipQuery(tfp.SumAggregationDPQuery):

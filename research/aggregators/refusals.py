@@ -1,7 +1,7 @@
 """Why some combinations of aggregator, runtime and cohorts are refused."""
 
 from research.aggregators import settings as lib
-from research.privacy import distributed, local
+from research.privacy import distributed, local, matrix_factorization
 
 
 def refusal(settings: lib.Settings) -> str | None:
@@ -83,6 +83,14 @@ def _refused_private(settings: lib.Settings) -> str | None:
 
 
 def _refused_mechanism(settings: lib.Settings, name: str) -> str | None:
+  if settings.dp_mechanism in matrix_factorization.MECHANISMS:
+    if settings.min_separation is None:
+      return (
+        f'{name} needs --client_sampling=cyclic_poisson with --min_separation: '
+        'its guarantee rests on how often and how closely a client takes part.'
+      )
+    if settings.clipping == 'per_layer':
+      return f'{name} with --clipping=per_layer: use fixed or adaptive.'
   wanted = lib.DP_CLIPPINGS.get(settings.dp_mechanism)
   if wanted is None and settings.clipping == 'l1':
     return (

@@ -4,15 +4,22 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from research.aggregators import compression, robust
-from research.privacy import distributed, local
+from research.privacy import distributed, local, matrix_factorization
 
 NONE = 'none'
 MEAN = 'mean'
 STOCK = 'stock'
 
 GAUSSIAN = 'gaussian'
-DP_MECHANISMS = (GAUSSIAN, *distributed.MECHANISMS, *local.MECHANISMS)
-# Norms that mechanisms other than the plain Gaussian can bound.
+# The flags that each mechanism has for itself.
+DP_MECHANISMS: Mapping[str, tuple[str, ...]] = {
+  GAUSSIAN: (),
+  matrix_factorization.TREE: ('tree_restart_rounds',),
+  matrix_factorization.BANDED: ('dp_bands',),
+  matrix_factorization.BLT: ('blt_buffers',),
+  **dict.fromkeys((*distributed.MECHANISMS, *local.MECHANISMS), ()),
+}
+# Norms that mechanisms other than the central Gaussians can bound.
 DP_CLIPPINGS: Mapping[str, str] = {
   distributed.DISCRETE_GAUSSIAN: 'fixed',
   distributed.SKELLAM: 'fixed',
@@ -53,6 +60,11 @@ class Settings:
     dp_mechanism: One of `DP_MECHANISMS`, or none.
     noise_multiplier: Of the mechanism, in a round.
     clipped_count_stddev: See `dp.AdaptiveClipQuery`.
+    dp_bands: Of banded_matrix_factorization; see `matrix_factorization.build`.
+    blt_buffers: Of blt.
+    tree_restart_rounds: Of tree_aggregation.
+    total_rounds: Of the training.
+    min_separation: Rounds between two times of a client; None is no such bound.
   """
 
   aggregator: str = MEAN
@@ -79,6 +91,11 @@ class Settings:
   dp_mechanism: str = NONE
   noise_multiplier: float = 0.0
   clipped_count_stddev: float | None = None
+  dp_bands: int | None = None
+  blt_buffers: int | None = None
+  tree_restart_rounds: int | None = None
+  total_rounds: int = 100
+  min_separation: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,14 @@
-"""Federated averaging whose poisoned clients change what they send.
+"""Federated averaging some of whose clients change what they send.
 
-A client multiplies its model update by a factor that the caller chooses: 1 is a
-sound client, -1 the sign flip, a large one the scaled update of model
-replacement (Bagdasaryan et al. 2020, arXiv:1807.00459, Section 4.2), NaN an
-update that is not finite. The server drops what is not finite, as a client's
-own check would.
+The caller tells each client what to do with its model update, by an instruction
+of the attack's own kind; one kind leaves the update as it is. The server drops
+what is not finite, as a client's own check would.
 """
 
 import collections
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -18,16 +18,61 @@ from research.algorithms import local_training
 
 
 @dataclasses.dataclass(frozen=True)
+class Attack:
+  """How clients can change what they send.
+
+  Attributes:
+    instruction: From the specs of a model update to an instruction that leaves
+      it as it is; those of all clients have its type.
+    change: In a graph, from an update and an instruction to what is sent.
+  """
+
+  instruction: Callable[[Any], Any]
+  change: Callable[[Any, Any], Any]
+
+
+def _zeros(specs: Any) -> Any:
+  return tf.nest.map_structure(
+    lambda spec: np.zeros(spec.shape, spec.dtype.as_numpy_dtype), specs
+  )
+
+
+def _spec(value: np.ndarray | np.generic) -> tf.TensorSpec:
+  return tf.TensorSpec(value.shape, value.dtype)
+
+
+# The instruction is a float32 factor: 1 is a sound client, -1 the sign flip, a
+# large one the scaled update of model replacement (Bagdasaryan et al. 2020,
+# arXiv:1807.00459, Section 4.2), NaN an update that is not finite.
+SCALE = Attack(
+  lambda specs: np.float32(1),
+  lambda update, factor: tf.nest.map_structure(lambda d: d * factor, update),
+)
+# The instruction is whether to send something else, and that.
+REPLACE = Attack(
+  lambda specs: collections.OrderedDict(
+    is_replaced=np.bool_(False), update=_zeros(specs)
+  ),
+  lambda update, instruction: tf.nest.map_structure(
+    lambda d, other: tf.where(instruction['is_replaced'], other, d),
+    update,
+    instruction['update'],
+  ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
 class AttackedProcess:
-  """A learning process that takes a factor per client.
+  """A learning process that takes an instruction per client.
 
   Attributes:
     initialize: As of a `tff.learning.templates.LearningProcess`.
-    next: From (state, clients' data, clients' float32 factors) to a
+    next: From (state, clients' data, clients' instructions) to a
       `tff.learning.templates.LearningProcessOutput`.
     get_model_weights: Of a state, as in TFF.
     get_hparams: Of a state, as in TFF.
     set_hparams: From a state and hyperparameters to a state, as in TFF.
+    no_instruction: Leaves what a client sends as it is.
   """
 
   initialize: tff.Computation
@@ -35,6 +80,7 @@ class AttackedProcess:
   get_model_weights: tff.Computation
   get_hparams: tff.Computation
   set_hparams: tff.Computation
+  no_instruction: Any
 
 
 def compose(
@@ -42,14 +88,16 @@ def compose(
   client_work: tff.learning.templates.ClientWorkProcess,
   aggregator: tff.aggregators.WeightedAggregationFactory,
   server_optimizer: tff.learning.optimizers.Optimizer,
+  attack: Attack,
 ) -> AttackedProcess:
-  """Composes a process as `local_training.compose`, with room for attacks.
+  """Composes a process as `local_training.compose`, with room for an attack.
 
   Args:
     model_fn: Builds the model anew at each call.
     client_work: What clients do before the attack.
     aggregator: Of what they send.
     server_optimizer: Takes the aggregate as its gradient.
+    attack: How clients can change what they send.
 
   Returns:
     The process.
@@ -64,9 +112,16 @@ def compose(
     server_optimizer, work_type.parameter[1].member
   )
 
-  @tff.tensorflow.computation(sent_type, np.float32)
-  def attack(sent, factor):
-    update = tf.nest.map_structure(lambda d: d * factor, sent.update)
+  no_instruction = attack.instruction(
+    tff.types.type_to_tf_tensor_specs(sent_type.update)
+  )
+  instruction_type = tff.types.tensorflow_to_type(
+    tf.nest.map_structure(_spec, no_instruction)
+  )
+
+  @tff.tensorflow.computation(sent_type, instruction_type)
+  def change(sent, instruction):
+    update = attack.change(sent.update, instruction)
     is_accepted = local_training.all_finite(update)
     return tff.learning.templates.ClientResult(
       update=local_training.unless_rejected(is_accepted, update),
@@ -76,14 +131,14 @@ def compose(
   @tff.federated_computation(
     sound.initialize.type_signature.result,
     work_type.parameter[2],
-    tff.FederatedType(np.float32, tff.CLIENTS),
+    tff.FederatedType(instruction_type, tff.CLIENTS),
   )
-  def next_fn(state, data, factors):
+  def next_fn(state, data, instructions):
     weights = state.global_model_weights
     work = client_work.next(
       state.client_work, tff.federated_broadcast(weights), data
     )
-    sent = tff.federated_map(attack, (work.result, factors))
+    sent = tff.federated_map(change, (work.result, instructions))
     aggregate = aggregation.next(
       state.aggregator, sent.update, sent.update_weight
     )
@@ -111,4 +166,5 @@ def compose(
     sound.get_model_weights,
     sound.get_hparams,
     sound.set_hparams,
+    no_instruction,
   )

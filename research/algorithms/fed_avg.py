@@ -25,7 +25,7 @@ def build(
     tff.learning.LoopImplementation.DATASET_ITERATOR
   ),
   model_aggregator: tff.aggregators.WeightedAggregationFactory | None = None,
-  attacked: bool = False,
+  attack: attacks.Attack | None = None,
 ) -> tff.learning.templates.LearningProcess | attacks.AttackedProcess:
   """Builds FedAvg.
 
@@ -42,7 +42,7 @@ def build(
     client_weighting: The weights of the mean. NUM_EXAMPLES is Algorithm 1.
     loop_implementation: How a client iterates over its batches.
     model_aggregator: Combines the updates; None is the mean of Algorithm 1.
-    attacked: Whether clients may change what they send.
+    attack: How clients may change what they send, if at all.
 
   Returns:
     A process whose metrics count the rejected clients; see
@@ -50,14 +50,16 @@ def build(
   """
   server_optimizer = server_optimizer or tff.learning.optimizers.build_sgdm(1.0)
   model_aggregator = model_aggregator or rejection.mean()
-  if attacked:
+  if attack:
     work = local_training.build_client_work(
       model_fn,
       optimizer=client_optimizer,
       weighting=client_weighting,
       loop_implementation=loop_implementation,
     )
-    return attacks.compose(model_fn, work, model_aggregator, server_optimizer)
+    return attacks.compose(
+      model_fn, work, model_aggregator, server_optimizer, attack
+    )
   return tff.learning.algorithms.build_weighted_fed_avg(
     model_fn,
     client_optimizer_fn=client_optimizer,

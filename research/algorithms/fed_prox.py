@@ -19,7 +19,7 @@ def build(
   loop_implementation: tff.learning.LoopImplementation,
   proximal_strength: float,
   model_aggregator: tff.aggregators.WeightedAggregationFactory | None = None,
-  attacked: bool = False,
+  attack: attacks.Attack | None = None,
 ) -> tff.learning.templates.LearningProcess | attacks.AttackedProcess:
   """Builds FedProx.
 
@@ -38,7 +38,7 @@ def build(
     loop_implementation: How a client iterates over its batches.
     proximal_strength: mu of Equation 2, at least 0.
     model_aggregator: Combines the updates; None is their weighted mean.
-    attacked: Whether clients may change what they send.
+    attack: How clients may change what they send, if at all.
 
   Returns:
     A process whose metrics count the rejected clients.
@@ -64,7 +64,7 @@ def build(
     loop_implementation=loop_implementation,
     correct=correct,
   )
-  compose = attacks.compose if attacked else local_training.compose
-  return compose(
-    model_fn, work, model_aggregator or rejection.mean(), server_optimizer
-  )
+  parts = model_fn, work, model_aggregator or rejection.mean(), server_optimizer
+  if attack:
+    return attacks.compose(*parts, attack)
+  return local_training.compose(*parts)

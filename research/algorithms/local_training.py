@@ -62,20 +62,25 @@ def assign(model: tff.learning.models.VariableModel, weights: Any) -> None:
 
 
 def gradient(
-  model: tff.learning.models.VariableModel, batch: Any
+  model: tff.learning.models.VariableModel,
+  batch: Any,
+  variables: Sequence[tf.Variable] | None = None,
 ) -> tuple[Tensors, tf.Tensor]:
   """The gradient of a batch's mean loss.
 
   Args:
     model: At the weights in question; its metrics count the batch.
     batch: Of its input spec.
+    variables: Some of its trainable variables; None is all of them.
 
   Returns:
-    The gradient by the trainable weights, and the batch's examples as int64.
+    The gradient by these variables, and the batch's examples as int64.
   """
+  if variables is None:
+    variables = model.trainable_variables
   with tf.GradientTape() as tape:
     output = model.forward_pass(batch, training=True)
-  gradients = tape.gradient(output.loss, tuple(model.trainable_variables))
+  gradients = tape.gradient(output.loss, tuple(variables))
   if output.num_examples is None:
     return gradients, tf.shape(output.predictions, out_type=tf.int64)[0]
   return gradients, tf.cast(output.num_examples, tf.int64)
@@ -209,6 +214,19 @@ def hparams_of(
   )
 
 
+def initial_hparams(
+  optimizer: tff.learning.optimizers.Optimizer,
+) -> tff.Computation:
+  """A computation: an optimizer's hyperparameters, placed at the server."""
+  hparams = hparams_of(optimizer)
+
+  @tff.federated_computation
+  def initialize():
+    return tff.federated_value(hparams, tff.SERVER)
+
+  return initialize
+
+
 def build_client_work(
   model_fn: ModelFn,
   *,
@@ -239,12 +257,7 @@ def build_client_work(
   types = model_types(model_fn)
   correct = correct or (lambda gradients, weights, initial: gradients)
   report = report or (lambda result, hparams: result.update)
-  hparams = hparams_of(optimizer)
-
-  @tff.federated_computation
-  def initialize():
-    return tff.federated_value(hparams, tff.SERVER)
-
+  initialize = initial_hparams(optimizer)
   hparams_type = initialize.type_signature.result.member
 
   @tff.tensorflow.computation(hparams_type, types.weights, types.data)
@@ -277,18 +290,38 @@ def build_client_work(
 
     return update(hparams, initial_weights, dataset)
 
+  return client_work(initialize, client_update, types.aggregate_metrics)
+
+
+def client_work(
+  initialize: tff.Computation,
+  client_update: tff.Computation,
+  aggregate_metrics: Any,
+) -> tff.learning.templates.ClientWorkProcess:
+  """Makes a process of what one client does.
+
+  Args:
+    initialize: See `initial_hparams`.
+    client_update: From the optimizer's hyperparameters, the weights that the
+      server sends and a client's batches to what the client sends and its
+      unfinalized metrics.
+    aggregate_metrics: See `ModelTypes`.
+
+  Returns:
+    A process whose state is the hyperparameters.
+  """
+  hparams_type, weights_type, data_type = client_update.type_signature.parameter
+
   @tff.federated_computation(
     initialize.type_signature.result,
-    tff.FederatedType(types.weights, tff.CLIENTS),
-    tff.FederatedType(types.data, tff.CLIENTS),
+    tff.FederatedType(weights_type, tff.CLIENTS),
+    tff.FederatedType(data_type, tff.CLIENTS),
   )
   def next_fn(state, weights, data):
     sent, metrics = tff.federated_map(
       client_update, (tff.federated_broadcast(state), weights, data)
     )
-    measurements = collections.OrderedDict(
-      train=types.aggregate_metrics(metrics)
-    )
+    measurements = collections.OrderedDict(train=aggregate_metrics(metrics))
     return tff.templates.MeasuredProcessOutput(
       state, sent, tff.federated_zip(measurements)
     )

@@ -4,22 +4,31 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import tensorflow as tf
 import tensorflow_federated as tff
 
 from research.aggregators import rejection
 from research.algorithms import (
+  attacks,
   ditto,
   fed_avg,
   fed_dyn,
+  fed_kmeans,
   fed_nova,
   fed_prox,
+  fed_recon,
   fed_sgd,
+  local_training,
   mime,
+  one_shot,
   scaffold,
   stateful,
 )
+from research.tasks import task as task_lib
 
 ModelFn = Callable[[], tff.learning.models.VariableModel]
+# The last is a list of names.
+Hparam = float | int | bool | tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,20 +44,30 @@ class Settings:
     model_aggregator: Combines the clients' updates. An algorithm that has no
       use for it says so by `aggregator` in its `unused_flags`.
     num_clients: All training clients, the empty ones apart.
-    attacked: Whether clients may change what they send, for which the algorithm
-      must have `can_be_attacked`.
+    participation: Share of the training clients that a round asks.
+    layers: Positions of each layer's variables among the model's trainable
+      ones, for an algorithm that `has_local_layers`.
+    attack: How clients may change what they send, for which the algorithm must
+      have `can_be_attacked`; None is not at all.
   """
 
   client_optimizer: tff.learning.optimizers.Optimizer
   server_optimizer: tff.learning.optimizers.Optimizer
   client_weighting: tff.learning.ClientWeighting
   loop_implementation: tff.learning.LoopImplementation
-  hparams: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  hparams: Mapping[str, Hparam] = dataclasses.field(default_factory=dict)
   model_aggregator: tff.aggregators.WeightedAggregationFactory = (
     dataclasses.field(default_factory=rejection.mean)
   )
   num_clients: int = 1
-  attacked: bool = False
+  participation: float = 1.0
+  layers: Mapping[str, tuple[int, ...]] = dataclasses.field(
+    default_factory=dict
+  )
+  attack: attacks.Attack | None = None
+
+
+_BY_GRADIENTS = frozenset(['classification', 'reconstruction', 'regression'])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,17 +78,47 @@ class Algorithm:
     build: Builds the learning process.
     paper: Where it is from.
     unused_flags: Flags without a meaning here; setting one is an error.
-    hparams: Its own hyperparameters, each a flag, with their defaults.
+    hparams: Its own hyperparameters, each a flag of its default's kind.
     can_be_attacked: Whether it has a form whose clients change what they send.
     has_own_models: Whether clients keep models of their own.
+    kinds: Kinds of tasks that it learns.
+    is_least_squares: Whether it knows the mean squared error alone.
+    has_local_layers: Whether a part of the model never leaves the clients, who
+      make it from their examples whenever they need it.
   """
 
   build: Callable[[ModelFn, Settings], stateful.AnyProcess]
   paper: str
   unused_flags: frozenset[str] = frozenset()
-  hparams: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  hparams: Mapping[str, Hparam] = dataclasses.field(default_factory=dict)
   can_be_attacked: bool = False
   has_own_models: bool = False
+  kinds: frozenset[str] = _BY_GRADIENTS
+  is_least_squares: bool = False
+  has_local_layers: bool = False
+
+  def build_for(
+    self, task: task_lib.Task, settings: Settings
+  ) -> stateful.AnyProcess:
+    """Builds what learns a task.
+
+    Args:
+      task: Its clients are counted, and its layers named if that is needed.
+      settings: The others.
+
+    Returns:
+      The learning process.
+
+    Raises:
+      local_training.UnsuitableError: If a setting does not fit.
+    """
+    filled = [size for size in task.data.train.num_examples.values() if size]
+    settings = dataclasses.replace(
+      settings,
+      num_clients=len(filled),
+      layers=task.layers() if self.has_local_layers else {},
+    )
+    return self.build(task.model_fn, settings)
 
 
 def _with(build, *names: str, **constants: Any):
@@ -108,7 +157,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     has_own_models=True,
   ),
   'fed_avg': Algorithm(
-    _with(fed_avg.build, *_LOCAL_TRAINING, 'model_aggregator', 'attacked'),
+    _with(fed_avg.build, *_LOCAL_TRAINING, 'model_aggregator', 'attack'),
     'McMahan et al. 2017, Algorithm 1',
     can_be_attacked=True,
   ),
@@ -118,16 +167,37 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     _OWN_AGGREGATION | _UNIFORM,
     {'dynamic_regularization': 0.01},
   ),
+  'fed_kmeans': Algorithm(
+    _with(fed_kmeans.build, 'loop_implementation', 'participation'),
+    'Sculley 2010, Algorithm 1',
+    _OWN_AGGREGATION
+    | {'client_optimizer', 'client_epochs_per_round', 'client_weighting'}
+    | {'server_optimizer', 'mixed_precision'},
+    kinds=frozenset(['clustering']),
+  ),
   'fed_nova': Algorithm(
     _with(fed_nova.build, *_LOCAL_TRAINING),
     'Wang et al. 2020, Equation 9',
     _OWN_AGGREGATION,
   ),
   'fed_prox': Algorithm(
-    _with(fed_prox.build, *_LOCAL_TRAINING, 'model_aggregator', 'attacked'),
+    _with(fed_prox.build, *_LOCAL_TRAINING, 'model_aggregator', 'attack'),
     'Li et al. 2020, Algorithm 2',
     hparams={'proximal_strength': 0.01},
     can_be_attacked=True,
+  ),
+  'fed_recon': Algorithm(
+    _with(fed_recon.build, *_LOCAL_TRAINING, 'layers', 'model_aggregator'),
+    'Singhal et al. 2021, Algorithm 1',
+    # Each epoch has an order of its own: support and query would overlap.
+    frozenset(['client_epochs_per_round']),
+    {
+      'local_layers': (),
+      'reconstruction_epochs': 1,
+      'reconstruction_learning_rate': 0.1,
+      'support_is_query': False,
+    },
+    has_local_layers=True,
   ),
   'fed_sgd': Algorithm(
     _with(
@@ -151,12 +221,46 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     'Karimireddy et al. 2021, Algorithm 1',
     _OWN_AGGREGATION,
   ),
+  'one_shot': Algorithm(
+    _with(one_shot.build, 'loop_implementation', 'model_aggregator'),
+    'Karr et al. 2005',
+    frozenset(['client_optimizer', 'client_epochs_per_round'])
+    | {'client_weighting', 'server_optimizer', 'mixed_precision'},
+    {'one_shot_ridge': 0.0},
+    kinds=frozenset(['regression', 'reconstruction']),
+    is_least_squares=True,
+  ),
   'scaffold': Algorithm(
     _with(scaffold.build, *_CONTROL_VARIATES),
     'Karimireddy et al. 2020, Algorithm 1',
     _OWN_AGGREGATION | _UNIFORM,
   ),
 }
+
+
+def check_kind(name: str, kind: str, loss: tf.keras.losses.Loss) -> None:
+  """Refuses an algorithm for tasks that it can't learn.
+
+  Args:
+    name: A key of `ALGORITHMS`.
+    kind: Of `task.Task`.
+    loss: Of the task.
+
+  Raises:
+    UnsuitableError: It names the algorithms that can.
+  """
+  is_squared = isinstance(loss, tf.keras.losses.MeanSquaredError)
+  able = [
+    n
+    for n, a in ALGORITHMS.items()
+    if kind in a.kinds and (is_squared or not a.is_least_squares)
+  ]
+  if name not in able:
+    raise local_training.UnsuitableError(
+      f"--algorithm={name} can't learn a task of the kind {kind} with the loss "
+      f'{type(loss).__name__}; {", ".join(able)} can.'
+    )
+
 
 HPARAMS = tuple(
   dict.fromkeys(

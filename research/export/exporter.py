@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from research.algorithms import partly_local, registry
 from research.export import model_card, parity, saved_model
 from research.tasks import task as task_lib
 from research.training import metrics as metrics_lib
@@ -52,6 +53,8 @@ def export_run(
   card['parity'] = exported.verification
   if run.privacy_json.exists():
     card['privacy'] = json.loads(run.privacy_json.read_text())
+    if run.audit_json.exists():
+      card['privacy']['audit'] = json.loads(run.audit_json.read_text())
   card['signatures'] = exported.signatures
   model_card.write(run.path, card)
   return exported.verification
@@ -69,6 +72,7 @@ def _card(
     'name': name,
     'task': task.name,
     'parameters': parameters,
+    **_local_part(task, config['flags']),
     'classes': ', '.join(task.class_names) or 'none',
     'data': {
       'name': task.data.name,
@@ -83,4 +87,20 @@ def _card(
     'metrics': metrics,
     'versions': config['versions'],
     'git_revision': config['git_revision'],
+  }
+
+
+def _local_part(
+  task: task_lib.Task, flags: Mapping[str, Any]
+) -> dict[str, str]:
+  """What the card says of a model whose local part is the clients' alone."""
+  if not registry.ALGORITHMS[flags['algorithm']].has_local_layers:
+    return {}
+  names = partly_local.local_layer_names(
+    task.layers(), flags['local_layers'] or ()
+  )
+  return {
+    'local part': f'{", ".join(names)}: initial weights, which each client is '
+    'to replace by those that it reconstructs from its own examples, as was '
+    'done for the test metrics.'
   }

@@ -39,8 +39,9 @@ def write(directory: atomic.Path, info: Mapping[str, Any]) -> None:
       signatures (optional): As in `saved_model.Exported`.
       model (optional): The SavedModel's path from `directory`; 'model' if
         absent.
-      privacy (optional): The content of privacy.json; without it the card
-        says that there is no privacy.
+      privacy (optional): The content of privacy.json, with that of audit.json
+        as `audit` if there is one; without it the card says that there is no
+        privacy.
       Other keys (as parameters or git_revision) are listed as they are.
 
   Raises:
@@ -117,7 +118,11 @@ def _privacy(privacy: Mapping[str, Any] | str) -> str:
 def _privacy_sections(privacy: Mapping[str, Any] | str) -> list[str]:
   if isinstance(privacy, str):
     return []
-  return ['## Privacy', privacy['statement']]
+  parts = [privacy['statement']]
+  audit = privacy.get('audit')
+  if audit:
+    parts.insert(0 if audit['is_violated'] else 1, audit['statement'])
+  return ['## Privacy', *parts]
 
 
 def _example(card: Mapping[str, Any]) -> str:

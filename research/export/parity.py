@@ -19,6 +19,12 @@ SERVING_PYTHON = 'TFF_RESEARCH_SERVING_PYTHON'
 TENSORFLOW_TOLERANCE = 1e-5
 OPENVINO_TOLERANCE = 1e-4
 
+# Outputs that are positions: of which output, and of which of its values.
+_CHOSEN_BY = {
+  'class': ('logits', np.max),
+  'cluster': ('squared_distances', np.min),
+}
+
 _SCRIPTS = pathlib.Path(__file__).absolute().parent
 _SEED = 20170220
 _TIMEOUT_SECONDS = 300
@@ -54,7 +60,8 @@ def check(
   of it runs on the CPU. A difference is measured against max(1, the largest
   magnitude of that output): a float32 number has seven digits, so that logits
   of several hundreds (which random images can give) can't agree to 1e-5. For
-  `class` it is how far the logit of the class chosen lies below the largest.
+  `class` it is how far the logit of the class chosen lies below the largest,
+  for `cluster` how far the squared distance lies above the smallest.
 
   Args:
     task: The task.
@@ -201,11 +208,13 @@ def _difference(
       f'{key} is {actual.dtype} of shape {actual.shape}; the trained model '
       f'gives {expected.dtype} of shape {expected.shape}'
     )
-  if key.endswith('/class'):
-    logits = all_expected[key.removesuffix('class') + 'logits']
-    chosen = np.take_along_axis(logits, actual[:, None], axis=-1)
-    expected, actual = logits.max(axis=-1, keepdims=True), chosen
-    scale = np.abs(logits).max()
+  group, _, name = key.rpartition('/')
+  if name in _CHOSEN_BY:
+    of, best = _CHOSEN_BY[name]
+    values = all_expected[f'{group}/{of}']
+    chosen = np.take_along_axis(values, actual[:, None], axis=-1)
+    expected, actual = best(values, axis=-1, keepdims=True), chosen
+    scale = np.abs(values).max()
   else:
     scale = np.abs(expected).max()
   difference = np.abs(expected.astype(np.float64) - actual.astype(np.float64))

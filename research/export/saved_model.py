@@ -59,7 +59,8 @@ def export(
   of a table the input `features`. The outputs of classification are `logits`
   and `probabilities` (float32 [batch, classes]) and `class` (int64 [batch]); of
   reconstruction, `reconstruction`; of regression, `prediction` [batch,
-  targets].
+  targets]; of clustering, `squared_distances` (float32 [batch, clusters]) and
+  `cluster` (int64 [batch], the nearest).
 
   Args:
     task: The task; its `preprocess_features` becomes part of the graph.
@@ -129,6 +130,11 @@ def servable_outputs(
     return {'reconstruction': tf.identity(outputs)}
   if task.kind == 'regression':
     return {'prediction': tf.identity(task.postprocess(outputs))}
+  if task.kind == 'clustering':
+    return {
+      'squared_distances': tf.identity(outputs),
+      'cluster': tf.argmin(outputs, axis=-1, output_type=tf.int64),
+    }
   return {
     'logits': tf.identity(outputs),
     'probabilities': tf.nn.softmax(outputs),
@@ -159,10 +165,13 @@ def _check_outputs(
     wanted = {'reconstruction': [None, *task.example_shape]}
   elif task.kind == 'regression':
     wanted = {'prediction': [None, len(task.data.target_names)]}
+  elif task.kind == 'clustering':
+    # Any number of clusters.
+    wanted = {'squared_distances': [None, shapes['squared_distances'][-1]]}
   else:
     raise ExportError(
       f'task {task.name} is of kind {task.kind!r}; classification, '
-      'reconstruction and regression can be exported'
+      'reconstruction, regression and clustering can be exported'
     )
   for name, shape in wanted.items():
     if shapes[name] != shape:

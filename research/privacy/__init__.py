@@ -1,0 +1,1 @@
+"""Accounting of differential privacy, and the noise that a budget asks for."""

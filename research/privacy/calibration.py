@@ -71,10 +71,15 @@ def noise_multiplier(
     name = hashlib.sha256(key.encode()).hexdigest()[:32] + '.json'
     path = pathlib.Path(cache_folder) / 'noise_multipliers' / name
   if key not in _known:
-    _known[key] = _read(path, arguments) or _search(
-      target_epsilon, sampling.total_rounds, accountant
-    )
-  if path is not None and _read(path, arguments) is None:
+    found = _read(path, arguments)
+    rounds = sampling.total_rounds
+    # A file is not believed where the noise decides about privacy.
+    if (
+      not found or accountant(found).guarantee(rounds).epsilon > target_epsilon
+    ):
+      found = _search(target_epsilon, rounds, accountant)
+    _known[key] = found
+  if path is not None and _read(path, arguments) != _known[key]:
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_json(path, {**arguments, 'noise_multiplier': _known[key]})
   return _known[key]
@@ -101,14 +106,16 @@ def _arguments(target_epsilon, delta, sampling, strategy) -> dict:
 
 
 def _read(path: pathlib.Path | None, arguments: dict) -> float | None:
-  """What an earlier process has found, if it is to be trusted."""
-  try:
-    found = json.loads(path.read_text()) if path else {}
-    value = found.pop('noise_multiplier', None)
-  except (OSError, ValueError, AttributeError):
+  """What an earlier process found for the same arguments."""
+  if path is None:
     return None
-  known = found == arguments and isinstance(value, float) and value > 0
-  return value if known else None
+  try:
+    found = json.loads(path.read_text())
+  except (OSError, ValueError):
+    return None
+  value = found.get('noise_multiplier') if isinstance(found, dict) else None
+  same = found == {**arguments, 'noise_multiplier': value}
+  return value if same and isinstance(value, float) and value > 0 else None
 
 
 def _search(

@@ -36,10 +36,12 @@ class Strategy(abc.ABC):
   Attributes:
     name: The mechanism's, as in the flags.
     total_rounds: Rows and columns of C.
+    bands: Diagonals of C that are not zero; None if it is not banded.
   """
 
   name: str
   total_rounds: int
+  bands: int | None = None
 
   @abc.abstractmethod
   def sensitivity(self, min_separation: int, max_participations: int) -> float:

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-GENERATOR = 'ChaCha20 (RFC 8439) and the Box-Muller transform in float64'
+GENERATOR = 'ChaCha20 (RFC 8439) and the Box-Muller transform in float32'
 
 KEY_SPEC = tf.TensorSpec([8], tf.uint32)
 
 # "expand 32-byte k" in little-endian words.
 _CONSTANTS = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)
 _WORDS_PER_BLOCK = 16
-# Two words make one number with the 53 bits of a float64.
-_NUMBERS_PER_BLOCK = _WORDS_PER_BLOCK // 2
+# Blocks that are computed together, 512 kB.
+_CHUNK = 8192
 _DOUBLE_ROUNDS = 10
 # Of nonces, keeps Laplace numbers apart from normal ones of the same stream.
 _LAPLACE = 1
@@ -78,13 +78,19 @@ def _double_round(a, b, c, d):
 
 
 @tf.function(jit_compile=True)
-def chacha20(key: tf.Tensor, nonce: tf.Tensor, num_blocks: int) -> tf.Tensor:
-  """The key stream, from block 0 on.
+def chacha20(
+  key: tf.Tensor,
+  nonce: tf.Tensor,
+  num_blocks: int,
+  first_block: tf.Tensor | int = 0,
+) -> tf.Tensor:
+  """A part of the key stream.
 
   Args:
     key: uint32 [8].
     nonce: uint32 [3].
-    num_blocks: At most 2 ** 32.
+    num_blocks: How many blocks of 16 words.
+    first_block: The counter of the first.
 
   Returns:
     uint32 [16, num_blocks], the words of a block in a column.
@@ -94,18 +100,14 @@ def chacha20(key: tf.Tensor, nonce: tf.Tensor, num_blocks: int) -> tf.Tensor:
   def column(words):
     return tf.broadcast_to(words[:, tf.newaxis], shape)
 
-  counter = tf.cast(tf.range(num_blocks, dtype=tf.int64), tf.uint32)
+  counter = tf.cast(first_block, tf.uint32)
+  counter += tf.cast(tf.range(num_blocks), tf.uint32)
+  nonces = tf.broadcast_to(nonce[:, tf.newaxis], [3, num_blocks])
   initial = (
     column(tf.constant(_CONSTANTS, tf.uint32)),
     column(key[:4]),
     column(key[4:]),
-    tf.concat(
-      [
-        counter[tf.newaxis],
-        tf.broadcast_to(nonce[:, tf.newaxis], [3, num_blocks]),
-      ],
-      axis=0,
-    ),
+    tf.concat([counter[tf.newaxis], nonces], axis=0),
   )
   _, *final = tf.while_loop(
     lambda i, *unused: i < _DOUBLE_ROUNDS,
@@ -116,11 +118,8 @@ def chacha20(key: tf.Tensor, nonce: tf.Tensor, num_blocks: int) -> tf.Tensor:
 
 
 def _uniforms(words: tf.Tensor) -> tf.Tensor:
-  """float64 [n] in [0, 1) with 53 bits, of uint32 [2, n]."""
-  high = tf.bitwise.right_shift(words[0], tf.constant(5, tf.uint32))
-  low = tf.bitwise.right_shift(words[1], tf.constant(6, tf.uint32))
-  high, low = (tf.cast(tf.cast(x, tf.int64), tf.float64) for x in (high, low))
-  return (high * 2.0**26 + low) * 2.0**-53
+  """float32 in (0, 1] of uint32; as exact as float32 is near 0."""
+  return (tf.cast(words, tf.float32) + 0.5) * 2.0**-32
 
 
 def standard_normals(key: tf.Tensor, stream: int, specs: Any) -> Any:
@@ -137,19 +136,32 @@ def standard_normals(key: tf.Tensor, stream: int, specs: Any) -> Any:
   """
   flat = tf.nest.flatten(specs)
   sizes = [math.prod(spec.shape.as_list()) for spec in flat]
-  blocks = max(1, math.ceil(sum(sizes) / _NUMBERS_PER_BLOCK))
-  nonce = tf.constant([stream, 0, 0], tf.uint32)
-  words = tf.reshape(chacha20(key, nonce, blocks), [4, -1])
-  radius = tf.sqrt(-2.0 * tf.math.log(1.0 - _uniforms(words[:2])))
-  angle = 2.0 * math.pi * _uniforms(words[2:])
-  normals = tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], axis=0)
   is_keyed = tf.reduce_any(tf.not_equal(key, tf.constant(0, tf.uint32)))
-  normals = tf.where(is_keyed, normals, math.nan)
-  parts = tf.split(tf.cast(normals[: sum(sizes)], tf.float32), sizes)
-  return tf.nest.pack_sequence_as(
-    specs,
-    [tf.reshape(x, spec.shape) for x, spec in zip(parts, flat, strict=True)],
-  )
+  minus_two = tf.where(is_keyed, -2.0, math.nan)
+  nonce = tf.constant([stream, 0, 0], tf.uint32)
+  blocks = max(1, math.ceil(sum(sizes) / _WORDS_PER_BLOCK))
+  chunk = min(blocks, _CHUNK)
+  parts = []
+  # Chunks fit a cache, and TensorFlow computes several side by side.
+  for first in range(0, blocks, chunk):
+    words = chacha20(key, nonce, chunk, tf.constant(first, tf.uint32))
+    radius = tf.sqrt(minus_two * tf.math.log(_uniforms(words[:8])))
+    angle = 2.0 * math.pi * _uniforms(words[8:])
+    parts += [radius * tf.cos(angle), radius * tf.sin(angle)]
+  numbers = tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0)
+  found = []
+  for size, spec in zip(sizes, flat, strict=True):
+    found.append(tf.reshape(numbers[:size], spec.shape))
+    numbers = numbers[size:]
+  return tf.nest.pack_sequence_as(specs, found)
+
+
+def _wide_uniforms(words: tf.Tensor) -> tf.Tensor:
+  """float64 [n] in [0, 1) with 53 bits, of uint32 [2, n]."""
+  high = tf.bitwise.right_shift(words[0], tf.constant(5, tf.uint32))
+  low = tf.bitwise.right_shift(words[1], tf.constant(6, tf.uint32))
+  high, low = (tf.cast(tf.cast(x, tf.int64), tf.float64) for x in (high, low))
+  return (high * 2.0**26 + low) * 2.0**-53
 
 
 def sum_of_laplace(
@@ -167,13 +179,13 @@ def sum_of_laplace(
   Returns:
     float64 [size]; a draw has parameter 1, so a variance of 2.
   """
-  blocks = max(1, math.ceil(size / _NUMBERS_PER_BLOCK))
+  blocks = max(1, math.ceil(2 * size / _WORDS_PER_BLOCK))
 
   def draw(index):
     nonce = tf.stack([stream, index, _LAPLACE])
     words = chacha20(key, tf.cast(nonce, tf.uint32), blocks)
     words = tf.reshape(words, [2, -1])[:, :size]
-    exponential = -tf.math.log(1.0 - _uniforms(words))
+    exponential = -tf.math.log(1.0 - _wide_uniforms(words))
     # The uniform numbers do not have this bit.
     sign = tf.bitwise.bitwise_and(words[0], tf.constant(1, tf.uint32))
     # In TFF's graphs == would compare objects.

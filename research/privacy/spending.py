@@ -106,6 +106,9 @@ class SampledGaussian:
 
   def by_pld(self, rounds: int, repeated: Sequence[int]) -> float:
     """Epsilon by privacy loss distributions, where `pld_is_valid`."""
+    if self.by_rdp(rounds, repeated) == 0:
+      # A grid of losses can't say less than about its interval.
+      return 0.0
     composed = None
     for times, count in counts(self._sampling, rounds, repeated).items():
       part = self._rounds_pld(times, count)

@@ -13,6 +13,7 @@ from research.runtime import (
   planner,
   program,
   reductions,
+  replay,
   scan,
   tree,
   values,
@@ -128,7 +129,8 @@ class _Server:
 
   def _traced(self, *given: tf.Tensor) -> list[tf.Tensor]:
     env = dict(zip(self._stage.given, given, strict=True))
-    program.run(self._stage.ops, env)
+    with replay.compiling():
+      program.run(self._stage.ops, env)
     return [env[ref] for ref in self._stage.made]
 
   def run(self, env: dict[program.Ref, Any]) -> None:

@@ -6,7 +6,9 @@ along, and the reduction of a dataset is a loop over arrays. So it can be looped
 over, vectorised and compiled by XLA.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import tensorflow as tf
@@ -15,10 +17,25 @@ from research.runtime import graph as graph_lib
 
 # Of TensorFlow's core/kernels/stateless_random_ops.cc; the number of Philox.
 _SCRAMBLE_KEY, _PHILOX = 0x02461E293EC8F720, 1
+_compiles = contextvars.ContextVar('compiles', default=False)
 
 
 class UnsupportedGraphError(ValueError):
   """A graph has an op that can't be replayed."""
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+  """Keeps calls that a leaf's author has XLA compile what they are.
+
+  Elsewhere they are inlined: a vectoriser sees ops, and a program that XLA
+  compiles as a whole has no need of them.
+  """
+  token = _compiles.set(True)
+  try:
+    yield
+  finally:
+    _compiles.reset(token)
 
 
 class Batches(Protocol):
@@ -181,6 +198,8 @@ class _Replay:
   def __init__(self, graph: graph_lib.Graph, variables: dict[str, _Variable]):
     self._graph = graph
     self._variables = variables
+    # One for all calls, so that XLA compiles it once.
+    self._compiled: dict[str, Callable[..., list]] = {}
 
   def body(self, body: graph_lib.Body, arguments: Sequence[Any]) -> list:
     """Replays a graph or a function on its arguments."""
@@ -208,7 +227,12 @@ class _Replay:
         return [step]
       sources = [s.dense() if isinstance(s, _Rows) else s for s in sources]
     if node.op in graph_lib.CALLS:
-      return self._call(node.attr['f'].func.name, sources)
+      name = node.attr['f'].func.name
+      # Asking for an attribute that is not there would make it.
+      compiled = '_XlaMustCompile' in node.attr and _compiles.get()
+      if compiled and all(tf.is_tensor(source) for source in sources):
+        return self._compiled_call(name, sources)
+      return self._call(name, sources)
     if node.op in graph_lib.VARIABLES:
       return self._variable(node, sources)
     if node.op in graph_lib.CONDITIONALS:
@@ -229,6 +253,15 @@ class _Replay:
 
   def _call(self, name: str, sources: Sequence[Any]) -> list:
     return self.body(self._graph.function(name), sources)
+
+  def _compiled_call(self, name: str, sources: Sequence[tf.Tensor]) -> list:
+    if name not in self._compiled:
+      self._compiled[name] = tf.function(
+        lambda *tensors: self._call(name, tensors),
+        jit_compile=True,
+        autograph=False,
+      )
+    return self._compiled[name](*sources)
 
   def _variable(self, node: graph_lib.NodeDef, sources: list) -> list:
     if node.op == 'VarHandleOp':

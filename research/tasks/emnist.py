@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from datasets import federated_data
 from models import emnist as models
+from models import k_means
 from research.tasks import task as task_lib
 
 # Clients whose pixels are looked at before a run starts.
@@ -20,7 +22,7 @@ class Spec:
   """A task that `--task` can name.
 
   Attributes:
-    kind: `classification` or `reconstruction`.
+    kind: See `task.Task`.
     dataset: The dataset if no flag names one.
     model: The model if no flag names one.
     num_classes: What the data must have; None is any number.
@@ -41,6 +43,16 @@ TASKS: Mapping[str, Spec] = {
   'autoencoder': Spec(
     'reconstruction', 'emnist_characters', 'autoencoder', None
   ),
+  'clustering': Spec('clustering', 'digits', 'k_means', None),
+}
+# What the other models are for is classification.
+_KINDS = {'autoencoder': 'reconstruction', 'k_means': 'clustering'}
+_LOSSES = {
+  'classification': functools.partial(
+    tf.keras.losses.SparseCategoricalCrossentropy, from_logits=True
+  ),
+  'reconstruction': tf.keras.losses.MeanSquaredError,
+  'clustering': k_means.NearestSquaredDistance,
 }
 
 
@@ -71,6 +83,7 @@ def build(
   model: str | None = None,
   seed: int = 0,
   num_classes: int | None = None,
+  num_clusters: int | None = None,
 ) -> task_lib.Task:
   """Builds a task.
 
@@ -80,6 +93,7 @@ def build(
     model: A key of `models.MODELS`; the task's usual one if None.
     seed: Of the initial weights and dropout.
     num_classes: Outputs of the model; as many as the data has if None.
+    num_clusters: Of clustering; as many as the data has classes if None.
 
   Returns:
     The task.
@@ -101,14 +115,17 @@ def build(
       f'--dataset={data.name} has {num_classes}. '
       '--task=image_classification takes any number.'
     )
-  if (model == 'autoencoder') != (spec.kind == 'reconstruction'):
+  if _KINDS.get(model, 'classification') != spec.kind:
     raise ValueError(f'--model={model} does not fit --task={name}.')
   _check_pixels(data)
   shape = tuple(data.train.element_spec['x'].shape)
+  outputs = num_classes
+  if spec.kind == 'clustering':
+    outputs = num_clusters or data.num_classes
 
   def build_keras_model() -> tf.keras.Model:
     return models.build(
-      model, input_shape=shape, num_classes=num_classes, seed=seed
+      model, input_shape=shape, num_classes=outputs, seed=seed
     )
 
   def preprocess(batch: task_lib.Batch) -> task_lib.Batch:
@@ -116,13 +133,8 @@ def build(
     y = x if spec.kind == 'reconstruction' else batch['y']
     return collections.OrderedDict(x=x, y=y)
 
-  def build_loss() -> tf.keras.losses.Loss:
-    if spec.kind == 'reconstruction':
-      return tf.keras.losses.MeanSquaredError()
-    return tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
   def build_metrics() -> list[tf.keras.metrics.Metric]:
-    if spec.kind == 'reconstruction':
+    if spec.kind != 'classification':
       return []
     return [tf.keras.metrics.SparseCategoricalAccuracy('accuracy')]
 
@@ -134,7 +146,7 @@ def build(
     kind=spec.kind,
     class_names=class_names if spec.kind == 'classification' else (),
     build_keras_model=build_keras_model,
-    build_loss=build_loss,
+    build_loss=_LOSSES[spec.kind],
     build_metrics=build_metrics,
     preprocess_features=_preprocess_features,
     preprocess=preprocess,

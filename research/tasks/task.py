@@ -21,11 +21,13 @@ class Task:
     name: The value of `--task`.
     data: The clients' examples.
     kind: `classification` (logits against integer labels), `reconstruction`
-      (the model's output against its input) or `regression` (the model's output
-      [n, targets] against numbers).
+      (the model's output against its input), `regression` (the model's output
+      [n, targets] against numbers) or `clustering` (squared distances
+      [n, clusters]; the labels serve evaluation alone).
     class_names: One name per class; empty for the other kinds.
     build_keras_model: Makes a fresh model with seeded initial weights; its
-      output is logits, the reconstruction, or what `postprocess` takes.
+      output is logits, the reconstruction, what `postprocess` takes, or
+      squared distances.
     build_loss: Makes the loss, a mean over the examples of a batch.
     build_metrics: Makes the training metrics.
     preprocess_features: Maps a raw batch of `x` to the model's float32 input;
@@ -63,6 +65,19 @@ class Task:
       lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype),
       concrete.structured_outputs,
     )
+
+  def layers(self) -> dict[str, tuple[int, ...]]:
+    """Positions of each layer's variables among the model's trainable ones.
+
+    Layers are in the model's order; those without trainable variables lack.
+    """
+    model = self.build_keras_model()
+    positions = {id(v): i for i, v in enumerate(model.trainable_variables)}
+    return {
+      layer.name: tuple(positions[id(v)] for v in layer.trainable_variables)
+      for layer in model.layers
+      if layer.trainable_variables
+    }
 
   def model_fn(self) -> tff.learning.models.VariableModel:
     """Builds the model as TFF wants it: anew at each call."""

@@ -3,7 +3,10 @@
 import dataclasses
 from typing import Any, Protocol
 
+import numpy as np
+
 from datasets import federated_data
+from research.privacy import canaries as canaries_lib
 from research.runtime import registry as runtimes
 from research.training import faults as faults_lib
 from research.training import sampling
@@ -26,10 +29,12 @@ class Cohort:
   """The clients of a round.
 
   Attributes:
-    clients: How many were drawn.
+    clients: How many were drawn, canaries apart.
     empty: How many of them have no examples and are not asked.
     faults: Columns of metrics.csv about faults; empty without any.
-    asked: Positions of those that answer among the training clients.
+    asked: Positions of those that answer among the training clients; canaries
+      have none.
+    instructions: On what they send, canaries included; see `attacks.Attack`.
     argument: What the process takes for them; None if there are none.
   """
 
@@ -37,6 +42,7 @@ class Cohort:
   empty: int
   faults: dict[str, int]
   asked: list[int]
+  instructions: list[Any]
   argument: Any
 
 
@@ -68,6 +74,7 @@ def prepare(
   runtime: runtimes.Runtime,
   faults: faults_lib.Faults,
   round_num: int,
+  canaries: canaries_lib.Canaries | None = None,
 ) -> Cohort:
   """Draws and packs a round's clients: a pure function of its arguments.
 
@@ -78,6 +85,7 @@ def prepare(
     runtime: Packs what they train on.
     faults: Which of them don't answer, or do less.
     round_num: The round.
+    canaries: Further clients that audit the training.
   """
   drawn = sampler.sample(round_num)
   filled = [client for client in drawn if split.num_examples[client] > 0]
@@ -98,10 +106,21 @@ def prepare(
       faults_lib.STRAGGLERS: stragglers,
       faults_lib.POISONED: sum(map(faults.is_poisoned, answering)),
     }
+  instructions = [np.float32(faults.factor(c)) for c in answering]
+  lenders = [c for c in split.client_ids if split.num_examples[c] > 0]
+  if canaries and lenders:
+    instructions = [canaries.no_instruction] * len(answering)
+    # What a canary sends is not learned: one step of anyone's will do.
+    lender = min(lenders, key=split.num_examples.get)
+    step = client_batches(config, split, lender, round_num)[:1]
+    for canary in canaries.taking_part(round_num):
+      instructions.append(canaries.instruction(canary))
+      arguments.append(runtime.client_data(split, lender, step))
   return Cohort(
     clients=len(drawn),
     empty=len(drawn) - len(filled),
     faults=found,
     asked=answering,
+    instructions=instructions,
     argument=runtime.cohort(arguments) if arguments else None,
   )

@@ -82,7 +82,7 @@ def estimate(loop: loop_lib.TrainingLoop, rounds: int) -> Estimate:
     if isinstance(loop.process, stateful.StatefulProcess):
       arguments.append([loop.process.initial_client_state()] * clients)
     elif isinstance(loop.process, attacks.AttackedProcess):
-      arguments.append([np.float32(1)] * clients)
+      arguments.append([loop.process.no_instruction] * clients)
     loop.process.next(*arguments)
     return (time.monotonic() - begin) / clients
 

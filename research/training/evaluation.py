@@ -67,8 +67,11 @@ class Evaluator:
       error = tf.square(output - batch['y'])
       flat = tf.reshape(error, [tf.shape(error)[0], -1])
       return {'loss': tf.reduce_mean(flat, axis=1)}
-    if self._task.kind == 'regression':
-      return {'loss': self._task.build_loss().call(batch['y'], output)}
+    if self._task.kind in ('regression', 'clustering'):
+      loss = {'loss': self._task.build_loss().call(batch['y'], output)}
+      if self._task.kind == 'regression':
+        return loss
+      return {**loss, 'cluster': tf.argmin(output, axis=-1), 'y': batch['y']}
     labels = tf.cast(batch['y'], tf.int64)
     correct = tf.equal(tf.argmax(output, axis=-1), labels)
     return {
@@ -84,7 +87,9 @@ class Evaluator:
 
     Returns:
       Metric name to float32 [examples], in the order of `split.client_ids`:
-      loss, and accuracy (0 or 1) for classification.
+      loss, accuracy (0 or 1) for classification, and purity for clustering: 1
+      where the label is the most frequent one of the example's cluster in this
+      split.
     """
     # One trace for all sizes of batches, made before threads share it.
     forward = self._forward.get_concrete_function(
@@ -102,7 +107,10 @@ class Evaluator:
     for metrics in _map_in_threads(compute, _batches(split)):
       for name, values in metrics.items():
         parts[name].append(values)
-    return {name: np.concatenate(values) for name, values in parts.items()}
+    found = {name: np.concatenate(values) for name, values in parts.items()}
+    if 'cluster' in found:
+      found['purity'] = _has_common_label(found.pop('cluster'), found.pop('y'))
+    return found
 
   def evaluate(self, split: federated_data.Split) -> dict[str, float]:
     """Returns each metric's mean over all examples of the split."""
@@ -125,6 +133,17 @@ class Evaluator:
         }
       start += count
     return means
+
+
+def _has_common_label(clusters: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Whether each example's label is its cluster's most frequent one, as 0, 1.
+
+  Of labels that are equally frequent the smallest counts.
+  """
+  counts = np.zeros([clusters.max() + 1, labels.max() + 1], np.int64)
+  np.add.at(counts, (clusters, labels), 1)
+  common = counts.argmax(axis=1)
+  return (labels == common[clusters]).astype(np.float32)
 
 
 def _map_in_threads(

@@ -26,13 +26,11 @@ from research.training import (
   sampling,
   schedules,
 )
+from research.training import columns as columns_lib
 from research.training import faults as faults_lib
 from research.training import metrics as metrics_lib
 from research.training import progress as progress_lib
 from research.training import trackers as trackers_lib
-
-# What clients' own models come to while they are trained.
-_PERSONAL = 'personal'
 
 TIMING_COLUMNS = (
   'round',
@@ -74,54 +72,15 @@ class LoopConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Schedules:
-  """Learning rates by round; `client` is None where clients take no steps."""
+  """Learning rates by round; None where clients or server have no optimizer."""
 
   client: schedules.Schedule | None
-  server: schedules.Schedule
+  server: schedules.Schedule | None
 
   def items(self) -> list[tuple[str, schedules.Schedule]]:
     """Pairs of a part of TFF's hyperparameters and its schedule."""
     pairs = [('client_work', self.client), ('finalizer', self.server)]
     return [(part, schedule) for part, schedule in pairs if schedule]
-
-
-def metric_names(task: task_lib.Task) -> tuple[str, ...]:
-  """The metrics of a task, as `evaluation.Evaluator` names them."""
-  return ('loss', 'accuracy') if task.kind == 'classification' else ('loss',)
-
-
-def columns(
-  task: task_lib.Task,
-  has_faults: bool = False,
-  has_own_models: bool = False,
-  is_private: bool = False,
-) -> tuple[str, ...]:
-  """The columns of metrics.csv.
-
-  Args:
-    task: What is learned.
-    has_faults: Whether clients fail, lag or lie.
-    has_own_models: Whether clients have models of their own.
-    is_private: Whether there is differential privacy.
-  """
-  splits = ['train', *([_PERSONAL] if has_own_models else [])]
-  splits += ['validation', 'test']
-  if task.data.validation is None:
-    splits.remove('validation')
-  return (
-    'round',
-    *(f'{split}_{name}' for split in splits for name in metric_names(task)),
-    'clients',
-    'examples',
-    'empty_clients',
-    rejection.REJECTED,
-    *(faults_lib.COLUMNS if has_faults else ()),
-    bits.UPLOAD,
-    bits.DOWNLOAD,
-    'client_learning_rate',
-    'server_learning_rate',
-    *(private_rounds.COLUMNS if is_private else ()),
-  )
 
 
 def host_leaves(structure: Any) -> list[checkpoint_lib.Leaf]:
@@ -155,6 +114,7 @@ class TrainingLoop:
     client_states: client_states_lib.ClientStates | None = None,
     faults: faults_lib.Faults | None = None,
     privacy: private_rounds.PrivateRounds | None = None,
+    evaluator: evaluation.Evaluator | None = None,
   ):
     """Prepares the loop; nothing runs yet.
 
@@ -169,12 +129,13 @@ class TrainingLoop:
       client_states: Where the clients' states are kept, if they have any.
       faults: Which clients fail, lag or lie; None is none.
       privacy: Wraps the rounds if the process's aggregator is private.
+      evaluator: Evaluates states; None is one of the global model.
     """
     self.config = config
     self.task = task
     self.process = process
     self._computation = process.next
-    self.evaluator = evaluation.Evaluator(task)
+    self.evaluator = evaluator or evaluation.Evaluator(task)
     self._schedule = schedule
     self.runtime = runtime
     self._checkpoints = checkpoints
@@ -286,9 +247,11 @@ class TrainingLoop:
       if self._is_due(round_num, self.config.rounds_per_checkpoint):
         self._checkpoints.save(round_num, host_leaves(state))
       shown = {
-        name: row.get(f'train_{name}') for name in metric_names(self.task)
+        name: row.get(f'train_{name}')
+        for name in columns_lib.metric_names(self.task)
       }
-      shown['test accuracy'] = row.get('test_accuracy')
+      for name in ('accuracy', 'purity'):
+        shown[f'test {name}'] = row.get(f'test_{name}')
       shown['epsilon'] = row.get('epsilon')
       progress.update(round_num, shown, speed)
     return state
@@ -298,7 +261,7 @@ class TrainingLoop:
     """The columns of metrics.csv."""
     own = getattr(self.process, 'has_own_models', False)
     is_private = self._privacy is not None
-    return columns(self.task, self._faults.any, own, is_private)
+    return columns_lib.columns(self.task, self._faults.any, own, is_private)
 
   def _is_due(self, round_num: int, period: int) -> bool:
     return round_num % period == 0 or round_num == self.last_round
@@ -341,8 +304,7 @@ class TrainingLoop:
   def _next(self, state: Any, cohort: cohorts.Cohort, round_num: int) -> Any:
     data = cohort.argument or []
     if isinstance(self.process, attacks.AttackedProcess):
-      factors = [np.float32(self._faults.factor(c)) for c in cohort.asked]
-      return self.process.next(state, data, factors)
+      return self.process.next(state, data, cohort.instructions)
     if self._client_states is None:
       return self.process.next(state, data)
     # Read only now: the round before may have had the same clients.
@@ -388,6 +350,7 @@ class TrainingLoop:
       self.runtime,
       self._faults,
       round_num,
+      self._privacy.canaries if self._privacy else None,
     )
 
   def _apply_schedule(self, state: Any, round_num: int, row: dict) -> Any:
@@ -399,7 +362,7 @@ class TrainingLoop:
       part: rule(round_num, losses) for part, rule in self._schedule.items()
     }
     row['client_learning_rate'] = rates.get('client_work')
-    row['server_learning_rate'] = rates['finalizer']
+    row['server_learning_rate'] = rates.get('finalizer')
     if all(rule.is_constant for _, rule in self._schedule.items()):
       return state
     hparams = self.process.get_hparams(state)
@@ -417,11 +380,11 @@ class TrainingLoop:
     }
     # Keras' mean over no examples is 0, which would look like a result.
     if train['num_examples']:
-      for kind in ('train', _PERSONAL):
+      for kind in ('train', columns_lib.PERSONAL):
         found = metrics['client_work'].get(kind, {})
         row |= {
           f'{kind}_{name}': found[name]
-          for name in metric_names(self.task)
+          for name in columns_lib.metric_names(self.task)
           if name in found
         }
     return row

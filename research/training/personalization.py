@@ -6,6 +6,7 @@ data are taken with the global model and again after some epochs of SGD on its
 training data. Or with the models that clients kept in training.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
@@ -29,12 +30,15 @@ class Settings:
     learning_rate: Of SGD.
     batch_size: Examples per step; 0 is all at once.
     seed: Decides the order of the examples.
+    variables: Positions of those that are trained among the model's trainable
+      ones; None is all of them.
   """
 
   epochs: int
   learning_rate: float
   batch_size: int
   seed: int = 0
+  variables: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +60,20 @@ class Outcome:
   after: dict[str, float]
 
 
-def candidates(data: federated_data.FederatedData) -> list[str]:
-  """The clients that have training and test examples, in the test's order."""
-  train, test = data.train.num_examples, data.test.num_examples
-  return [c for c in test if test[c] and train.get(c)]
+def candidates(
+  data: federated_data.FederatedData, split: federated_data.Split | None = None
+) -> list[str]:
+  """The clients that have training examples and others.
+
+  Args:
+    data: The clients.
+    split: Where they have others; None is the test data.
+
+  Returns:
+    Their names, in the split's order.
+  """
+  train, other = data.train.num_examples, (split or data.test).num_examples
+  return [c for c in other if other[c] and train.get(c)]
 
 
 class FineTuner:
@@ -90,6 +104,8 @@ class FineTuner:
     with tf.GradientTape() as tape:
       loss = self._loss(batch['y'], model(batch['x'], training=True))
     variables = model.trainable_variables
+    if self._settings.variables is not None:
+      variables = [variables[i] for i in self._settings.variables]
     gradients = tape.gradient(loss, variables)
     for variable, gradient in zip(variables, gradients, strict=True):
       variable.assign_sub(self._settings.learning_rate * gradient)
@@ -141,6 +157,26 @@ class OwnModels:
       variable.assign(value)
 
 
+@contextlib.contextmanager
+def adapted(
+  model: tf.keras.Model, adapt: Callable[[str], None], client_id: str
+) -> Iterator[None]:
+  """Adapts a model to a client, and gives it its own weights again.
+
+  Args:
+    model: The model.
+    adapt: Changes it for a client.
+    client_id: The client.
+  """
+  initial = [variable.numpy() for variable in model.variables]
+  try:
+    adapt(client_id)
+    yield
+  finally:
+    for variable, value in zip(model.variables, initial, strict=True):
+      variable.assign(value)
+
+
 def compare(
   task: task_lib.Task,
   evaluator: evaluation.Evaluator,
@@ -155,17 +191,11 @@ def compare(
     client_ids: Some of `candidates`.
     adapt: Changes the evaluator's model for a client.
   """
-  variables = evaluator.model.variables
-  initial = [variable.numpy() for variable in variables]
   for client_id in client_ids:
     split = task.data.test.subset([client_id])
     before = evaluator.evaluate(split)
-    try:
-      adapt(client_id)
+    with adapted(evaluator.model, adapt, client_id):
       after = evaluator.evaluate(split)
-    finally:
-      for variable, value in zip(variables, initial, strict=True):
-        variable.assign(value)
     yield Outcome(
       client_id,
       task.data.train.num_examples[client_id],

@@ -19,20 +19,23 @@ from research.training import atomic, metrics
 
 _COLOURS = {'train': '#1f77b4', 'validation': '#ff7f0e', 'test': '#2ca02c'}
 _COLUMN = re.compile(r'(?:(train|validation|test)[_/])?(\w+)')
+# Metrics that are shares of the examples: more is better.
+_SHARES = ('accuracy', 'purity')
 _MARKERS_UP_TO = 40
 _DPI = 150
+_IMAGES_IN_A_ROW = 10
 _LARGEST = 1e38
 
 
 def learning_curves(
   rows: Sequence[Mapping[str, metrics.Cell]], directory: atomic.Path
 ) -> list[pathlib.Path]:
-  """Draws loss and accuracy by round, `loss.png` and `accuracy.png`.
+  """Draws loss, accuracy and purity by round, each into a file of its name.
 
   Args:
-    rows: The rows of metrics.csv. `loss` and `accuracy` are looked for under
-      their own names and behind `train_`, `validation_` and `test_`. Empty
-      cells are skipped, and so are values that are not finite.
+    rows: The rows of metrics.csv. The metrics are looked for under their own
+      names and behind `train_`, `validation_` and `test_`. Empty cells are
+      skipped, and so are values that are not finite.
     directory: Where to write.
 
   Returns:
@@ -41,14 +44,14 @@ def learning_curves(
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   paths = []
-  for name in ('loss', 'accuracy'):
+  for name in ('loss', *_SHARES):
     curves = _curves(rows, name)
     if not curves:
       continue
     fig, axes = new_figure(
       f'{name.capitalize()} by round',
       'round',
-      'accuracy (%)' if name == 'accuracy' else 'mean loss per example',
+      f'{name} (%)' if name in _SHARES else 'mean loss per example',
     )
     for split, (rounds, values) in curves.items():
       axes.plot(
@@ -59,7 +62,7 @@ def learning_curves(
         markersize=4,
         label=_summary(split, name, rounds, values),
       )
-    if name == 'accuracy':
+    if name in _SHARES:
       axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, symbol=''))
     else:
       _log_scale_if_wide(
@@ -114,6 +117,39 @@ def before_and_after(
   axes.legend()
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
+  return save(fig, path)
+
+
+def centroids(images: np.ndarray, path: atomic.Path) -> pathlib.Path:
+  """Draws the centroids of clusters as images, numbered from 0.
+
+  Args:
+    images: Float [clusters, height, width, channels] in [0, 1]; of 3 channels
+      in colour, of others the first in grey.
+    path: The PNG file.
+
+  Returns:
+    The path of the file.
+  """
+  columns = min(len(images), _IMAGES_IN_A_ROW)
+  rows = math.ceil(len(images) / columns)
+  fig = figure.Figure(
+    figsize=(0.9 * columns + 0.4, 1.1 * rows + 0.6), layout='constrained'
+  )
+  fig.suptitle(f'Centroids of {len(images)} clusters')
+  grid = fig.subplots(rows, columns, squeeze=False)
+  for axes in grid.flat:
+    axes.set_axis_off()
+  for number, (image, axes) in enumerate(zip(images, grid.flat, strict=False)):
+    is_colour = image.shape[-1] == 3
+    axes.imshow(
+      np.clip(image, 0, 1) if is_colour else image[..., 0],
+      cmap='gray',
+      vmin=0,
+      vmax=1,
+      interpolation='none',
+    )
+    axes.set_title(str(number), fontsize=8)
   return save(fig, path)
 
 
@@ -249,8 +285,8 @@ def _is_number(cell: metrics.Cell) -> bool:
 
 
 def _summary(split, name, rounds, values) -> str:
-  best = max(values) if name == 'accuracy' else min(values)
-  form = '{:.2%}' if name == 'accuracy' else '{:.4g}'
+  best = max(values) if name in _SHARES else min(values)
+  form = '{:.2%}' if name in _SHARES else '{:.4g}'
   return (
     f'{split}: last {form.format(values[-1])}, best {form.format(best)} '
     f'(round {rounds[values.index(best)]})'

@@ -10,13 +10,17 @@ import dp_accounting
 import numpy as np
 
 from research.aggregators import bits, dp
+from research.algorithms import stateful
 from research.privacy import (
   accounting,
+  audit_report,
   distributed,
   guarantee,
   integer_noise,
+  matrix_factorization,
   noise,
 )
+from research.privacy import canaries as canaries_lib
 from research.privacy import journal as journal_lib
 from research.training import atomic, sampling
 
@@ -75,6 +79,7 @@ class PrivateRounds:
     accountant: accounting.Accountant,
     journal: journal_lib.Journal,
     report: atomic.Path,
+    canaries: canaries_lib.Canaries | None = None,
   ):
     """Prepares; nothing is written before the first round.
 
@@ -83,8 +88,10 @@ class PrivateRounds:
       accountant: Of the mechanism, the sampling and delta.
       journal: Of the run's releases.
       report: The JSON file that has the guarantee so far.
+      canaries: Clients by which the guarantee is audited.
     """
     self.settings = settings
+    self.canaries = canaries
     self._accountant = accountant
     self._journal = journal
     self._report = report
@@ -112,11 +119,14 @@ class PrivateRounds:
 
   def entry(self) -> dict[str, Any]:
     """Of config.json: what a run that goes on may not change."""
-    return {
+    entry = {
       'mechanism': self.settings.mechanism,
       'noise_multiplier': self.settings.noise_multiplier,
       'delta': self._accountant.delta,
     }
+    if self._is_correlated:
+      entry['total_rounds'] = self._accountant.sampling.total_rounds
+    return entry
 
   def begin(self, state: Any, round_num: int) -> Any:
     """Journals a round and returns its state with the noise's key."""
@@ -151,15 +161,29 @@ class PrivateRounds:
       'clip_norm': np.asarray(dp.clip_norm(before.aggregator)),
     }
 
-  def _check(self, released: dp_accounting.DpEvent) -> None:
-    wanted = self.settings.event
-    if wanted is not None:
-      if not _is_same(released, wanted):
+  @property
+  def _is_correlated(self) -> bool:
+    return self.settings.mechanism in matrix_factorization.MECHANISMS
+
+  def _check(self, event: dp_accounting.DpEvent) -> None:
+    """Raises if a round released something else than is accounted for."""
+    if self.settings.event is not None:
+      if not _is_same(event, self.settings.event):
         raise MechanismError(
-          f'the round released {released}, but the accounting is for {wanted}'
+          f'the round released {event}, but the accounting is for '
+          f'{self.settings.event}'
         )
       return
-    found, wanted = _noise_multiplier(released), self.settings.noise_multiplier
+    # The guarantee of correlated noise is that of all rounds together.
+    is_whole = isinstance(event, dp_accounting.UnsupportedDpEvent)
+    if self._is_correlated or is_whole:
+      if self._is_correlated != is_whole:
+        raise MechanismError(
+          f'the round released {event}, but the accounting is for '
+          f'{self.settings.mechanism}'
+        )
+      return
+    wanted, found = self.settings.noise_multiplier, _noise_multiplier(event)
     if not math.isclose(found, wanted, rel_tol=1e-5):
       raise MechanismError(
         f'the round was run with a noise multiplier of {found}, but the '
@@ -175,6 +199,34 @@ class PrivateRounds:
     # A seeded round that is drawn again is the same release.
     repeated = [] if self._is_seeded else self._journal.repeated()
     return self._accountant.guarantee(self._journal.rounds, repeated)
+
+  def audit(
+    self, process: stateful.AnyProcess, state: Any, path: atomic.Path
+  ) -> audit_report.Report | None:
+    """Audits the guarantee by the final model.
+
+    Args:
+      process: What has learned.
+      state: Its state after the last round.
+      path: The JSON file that gets the report.
+
+    Returns:
+      The report; None without canaries.
+    """
+    if self.canaries is None:
+      return None
+    before, after = (
+      process.get_model_weights(s).trainable
+      for s in (process.initialize(), state)
+    )
+    released = [
+      np.asarray(b) - np.asarray(a) for b, a in zip(before, after, strict=True)
+    ]
+    report = audit_report.examine(
+      self.canaries, released, self._journal.rounds, self.guarantee()
+    )
+    atomic.write_json(path, report.to_json())
+    return report
 
   def report(self) -> dict[str, Any]:
     """The guarantee so far, for people and for programs."""
@@ -192,6 +244,12 @@ class PrivateRounds:
         'can take it away, so that nothing is protected.'
       )
     sentences.append(now.statement())
+    if self._is_correlated:
+      sentences.append(
+        'The checkpoints of the run hold noise of earlier rounds, which '
+        'whoever has them can take away again: keep them as secret as the '
+        "clients' data."
+      )
     if not self._is_seeded:
       sentences.append(_generator(settings.mechanism))
     return {

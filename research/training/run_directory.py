@@ -111,6 +111,11 @@ class RunDirectory:
     return self.path / 'privacy.json'
 
   @property
+  def audit_json(self) -> pathlib.Path:
+    """What the audit of the guarantee found, with `--audit_canaries`."""
+    return self.path / 'audit.json'
+
+  @property
   def plots(self) -> pathlib.Path:
     """The directory of the PNG files."""
     return self.path / 'plots'

@@ -2,10 +2,12 @@
 
 import contextlib
 import importlib
+import json
 import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 from absl.testing import flagsaver
@@ -42,6 +44,44 @@ def run(module: str, *flags: str, **variables: str):
     text=True,
     timeout=300,
   )
+
+
+_TRY_ALL = """
+import importlib, json, sys
+from absl import flags
+from absl.testing import flagsaver
+module = importlib.import_module('experiments.' + sys.argv[1])
+for line in json.loads(sys.argv[2]):
+  with flagsaver.flagsaver():
+    try:
+      module.main(flags.FLAGS([sys.argv[1], *line.split()]))
+      print(json.dumps(None))
+    except flags.Error as error:
+      print(json.dumps(str(error)))
+"""
+
+
+def refusals(
+  module: str, lines: Sequence[str], **variables: str
+) -> list[str | None]:
+  """What a binary says to wrong command lines; None where nothing is wrong.
+
+  All in one process of its own, which can't have another binary's flags.
+
+  Args:
+    module: The binary's.
+    lines: Its arguments.
+    **variables: Changes of the environment.
+  """
+  result = subprocess.run(
+    [sys.executable, '-c', _TRY_ALL, module, json.dumps(list(lines))],
+    cwd=ROOT,
+    env=environment(**variables),
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == 0, result.stderr
+  return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 @contextlib.contextmanager

@@ -240,6 +240,10 @@ REFUSED = (
     ],
     'follows the training loss of clients without noise',
   ),
+  (
+    ['--algorithm=fed_recon'],
+    'reconstruct from their training examples without noise',
+  ),
 )
 
 
@@ -285,6 +289,58 @@ def test_an_unaccounted_release_is_told_first(tmp_path):
   text = (tmp_path / 'emnist' / 'model_card.md').read_text()
   privacy = text.partition('## Privacy')[2].strip()
   assert privacy.startswith('Besides the model, figures of the clients')
+
+
+@pytest.mark.parametrize(
+  'module, own',
+  [
+    ('emnist', ('--dataset=digits', '--model=logistic_regression')),
+    ('linear_regression', ('--algorithm=fed_avg', '--nostandardise')),
+    ('linear_regression', ('--algorithm=fed_sgd', '--nostandardise')),
+    ('linear_regression', ('--algorithm=one_shot', '--nostandardise')),
+  ],
+  ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_every_task_takes_the_same_flags(module, own, tmp_path):
+  # The other algorithms weigh by themselves.
+  averages = not {'--algorithm=fed_sgd', '--algorithm=one_shot'} & {*own}
+  result = binary.run(
+    module,
+    *own,
+    *(['--client_weighting=uniform'] if averages else []),
+    '--dp_mechanism=gaussian',
+    '--noise_multiplier=2',
+    '--delta=0.01',
+    '--clipping=fixed',
+    '--clip_norm=1',
+    '--client_sampling=poisson',
+    '--clients_per_round=5',
+    '--total_rounds=2',
+    '--noexport',
+    f'--root_output_dir={tmp_path}',
+  )
+  assert result.returncode == 0, result.stderr
+  (csv,) = tmp_path.glob('*/metrics.csv')
+  found = metrics.read(csv)
+  assert {n for n, v in found[-1].items() if v is not None} <= PUBLIC
+  assert 0 < found[0]['epsilon'] < found[1]['epsilon']
+  assert (csv.parent / 'privacy.json').is_file()
+  assert not (csv.parent / 'coefficients.csv').exists()
+
+
+def test_regression_is_not_standardised_by_private_sums(tmp_path):
+  arguments = ('--dp_mechanism=gaussian', '--noise_multiplier=2')
+  result = binary.run(
+    'linear_regression',
+    *arguments,
+    '--clipping=fixed',
+    '--clip_norm=1',
+    '--client_weighting=uniform',
+    '--client_sampling=poisson',
+    f'--root_output_dir={tmp_path}',
+  )
+  assert result.returncode == 2
+  assert 'Give means and scales that are public' in result.stderr
 
 
 def test_the_projects_own_files_of_private_runs_parse():

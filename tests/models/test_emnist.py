@@ -46,6 +46,7 @@ def weight_hash(model):
     ('autoencoder', GREY, 10, 2_837_314),
     ('resnet_gn', COLOUR, 10, 78_042),
     ('resnet18_gn', COLOUR, 10, 11_173_962),
+    ('k_means', GREY, 10, 10 * 784),
   ],
 )
 def test_parameter_count(name, shape, num_classes, count):

@@ -107,6 +107,23 @@ def test_every_flag_reaches_the_settings(monkeypatch):
   get('--aggregator=trimmed_mean', '--trimmed_fraction=0.3')
   get('--aggregator=geometric_median', '--weiszfeld_iterations=9')
   get('--compression=top_k', '--top_k_fraction=0.2')
+  private = (
+    '--clipping=adaptive',
+    '--clip_norm=0.5',
+    '--client_weighting=uniform',
+    '--client_sampling=cyclic_poisson',
+    '--min_separation=5',
+    '--total_rounds=40',
+    '--noise_multiplier=0.7',
+  )
+  get(
+    '--dp_mechanism=banded_matrix_factorization',
+    '--dp_bands=3',
+    '--clipped_count_stddev=6',
+    *private,
+  )
+  get('--dp_mechanism=blt', '--blt_buffers=2', *private)
+  get('--dp_mechanism=tree_aggregation', '--tree_restart_rounds=20', *private)
   assert seen == [
     settings.Settings(
       aggregator='multi_krum',
@@ -133,4 +150,25 @@ def test_every_flag_reaches_the_settings(monkeypatch):
     settings.Settings(aggregator='trimmed_mean', trimmed_fraction=0.3),
     settings.Settings(aggregator='geometric_median', weiszfeld_iterations=9),
     settings.Settings(compression='top_k', top_k_fraction=0.2),
+    *(
+      settings.Settings(
+        clipping='adaptive',
+        clip_norm=0.5,
+        has_uniform_weights=True,
+        has_fixed_cohorts=False,
+        min_separation=5,
+        total_rounds=40,
+        noise_multiplier=0.7,
+        **own,
+      )
+      for own in (
+        {
+          'dp_mechanism': 'banded_matrix_factorization',
+          'dp_bands': 3,
+          'clipped_count_stddev': 6.0,
+        },
+        {'dp_mechanism': 'blt', 'blt_buffers': 2},
+        {'dp_mechanism': 'tree_aggregation', 'tree_restart_rounds': 20},
+      )
+    ),
   ]

@@ -108,11 +108,13 @@ def test_two_rounds_of_all_arms(tmp_path):
   assert results['machine']['cores'] > 0
   arms = results['workloads']['tiny_private']['arms']
   assert {'stock_reduce', 'stock_iterator', 'bare_vmap_xla'} <= set(arms)
-  assert sum(name.startswith('in_process_') for name in arms) == 5
+  assert sum(name.startswith('in_process_') for name in arms) == 6
   for name, arm in arms.items():
     assert not arm['error'], name
     assert len(arm['seconds']) == 2
-    assert arm['max_difference'] < 1e-5
+    if name != workloads.WITHOUT_PRIVACY:
+      # Ours clips a ten thousandth lower than stock TFF.
+      assert arm['relative_difference'] < 2e-4, name
     assert f'{name} ' in result.stdout
 
 

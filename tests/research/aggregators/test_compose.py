@@ -13,12 +13,14 @@ from research.aggregators import (
   bits,
   compatibility,
   compose,
+  dp,
   refusals,
   rejection,
   secure,
   settings,
 )
 from research.algorithms import optimizers, registry
+from research.privacy import noise
 from research.runtime import in_process as in_process_lib
 from tests import toy
 from tests.research.aggregators import aggregation
@@ -170,6 +172,8 @@ def test_upload_bits_are_measured(chosen, expected):
     ('fed_avg', {}, 96 + 32),
     ('fed_avg', {'clipping': 'fixed', 'clip_norm': 1.0}, 96 + 32 + 32),
     ('fed_avg', {'compression': 'qsgd'}, 96 + 32 + 32),
+    # The fourth weight is local.
+    ('fed_recon', {}, 96 + 32),
   ],
 )
 def test_download_bits_are_what_is_broadcast(algorithm, chosen, expected):
@@ -178,10 +182,10 @@ def test_download_bits_are_what_is_broadcast(algorithm, chosen, expected):
 
 
 def learning_process(algorithm, factory):
-  task = toy.linear_task(toy.random_clients())
   chosen = registry.ALGORITHMS[algorithm]
-  return chosen.build(
-    task.model_fn,
+  task = toy.task_of(chosen.kinds, chosen.has_local_layers)
+  return chosen.build_for(
+    task,
     registry.Settings(
       optimizers.build('sgd', 0.1),
       optimizers.build('sgd', 1.0),
@@ -214,6 +218,7 @@ def test_algorithms_use_the_aggregator_or_refuse_its_flags(algorithm):
     # The update and the sum of its steps; the update and a gradient.
     ('fed_nova', 96 + 32),
     ('fed_prox', 96),
+    ('fed_recon', 96),
     ('mime', 2 * 96),
     ('mime_lite', 2 * 96),
   ],
@@ -362,9 +367,15 @@ def test_cells_that_say_yes_train(part, algorithm):
   chosen = dict(compatibility.PARTS[part])
   if 'secure_sum' in chosen:
     chosen |= SECURE
+  is_private = 'dp_mechanism' in chosen
+  if is_private:
+    chosen |= {'has_uniform_weights': True, 'noise_multiplier': 0.5}
   process = learning_process(algorithm, build(**chosen))
-  task = toy.linear_task(toy.random_clients())
+  chosen_algorithm = registry.ALGORITHMS[algorithm]
+  task = toy.task_of(chosen_algorithm.kinds, chosen_algorithm.has_local_layers)
   state = process.initialize()
+  if is_private:
+    state = dp.with_noise_key(state, noise.insecure_key(0, 1))
   output = process.next(state, _clients(task))
   before, after = (
     np.asarray(process.get_model_weights(s).trainable[0])

@@ -63,9 +63,10 @@ def test_a_mean_by_hand():
   process = _process(dp.FixedClipQuery(5.0, 0.0, 4.0))
   updates = [_update(*[3, 0, 0, 0, 0, 0, 0, 0, 0, 0]), _update(10)]
   mean = _next(process, process.initialize(), updates).result
-  # The second, of norm 10 sqrt(10), becomes 5 / sqrt(10) in each coordinate;
-  # the sum of two is divided by the expected four.
-  expected = _update(*[3 + 5 / math.sqrt(10)] + [5 / math.sqrt(10)] * 9)
+  # The second, of norm 10 sqrt(10), becomes 5 / sqrt(10) in each coordinate,
+  # less a ten thousandth; the sum of two is divided by the expected four.
+  each = 5 * (1 - 1e-4) / math.sqrt(10)
+  expected = _update(*[3 + each] + [each] * 9)
   for found, wanted in zip(mean, expected, strict=True):
     np.testing.assert_allclose(found, wanted / 4, rtol=2e-6)
 
@@ -107,7 +108,7 @@ def test_random_updates_stay_below_the_bound_and_close_to_it():
       vector = rng.normal(scale=scale, size=size).astype(np.float32)
       bound = np.float32(_norm([vector]) * rng.uniform(0.1, 0.99))
       found = dp.clip([tf.constant(vector)], tf.constant(bound))[0]
-      assert bound * (1 - 1e-5) <= _norm(found) <= bound
+      assert bound * (1 - 2e-4) <= _norm(found) <= bound
 
 
 @pytest.mark.parametrize(
@@ -154,8 +155,9 @@ def test_without_noise_it_is_the_query_of_tensorflow_privacy():
     ours_out = _next(ours, ours_state, updates)
     theirs_out = _next(theirs, theirs_state, updates)
     ours_state, theirs_state = ours_out.state, theirs_out.state
+    # Ours clips a ten thousandth lower.
     for a, b in zip(ours_out.result, theirs_out.result, strict=True):
-      np.testing.assert_allclose(a, b, rtol=1e-5)
+      np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * 0.5)
     np.testing.assert_allclose(
       ours_state.query_state.clip_norm,
       theirs_state.query_state.numerator_state.sum_state.l2_norm_clip,

@@ -11,7 +11,6 @@ from scipy import stats
 
 from research.aggregators import (
   bits,
-  compatibility,
   compose,
   dp,
   dp_distributed,
@@ -352,21 +351,3 @@ def test_structures_are_one_vector():
 def test_unsound_combinations_are_refused(mechanism, chosen, message):
   with pytest.raises(ValueError, match=message):
     _process(6, dp_mechanism=mechanism, **chosen)
-
-
-@pytest.mark.parametrize('mechanism', settings.DP_MECHANISMS)
-def test_all_mechanisms_go_with_what_the_tables_say(monkeypatch, mechanism):
-  part = 'dp_mechanism=gaussian'
-  told = {
-    (algorithm, runtime): compatibility.with_algorithm(part, algorithm, runtime)
-    for algorithm in ('fed_avg', 'fed_sgd', 'scaffold')
-    for runtime in ('stock', 'in_process')
-  }
-  parts = dict(compatibility.PARTS)
-  parts[part] = {'dp_mechanism': mechanism}
-  clipping = settings.DP_CLIPPINGS.get(mechanism, 'fixed')
-  parts['clipping=fixed'] = {'clipping': clipping, 'clip_norm': 1.0}
-  monkeypatch.setattr(compatibility, 'PARTS', parts)
-  for (algorithm, runtime), reason in told.items():
-    found = compatibility.with_algorithm(part, algorithm, runtime)
-    assert (found is None) == (reason is None)

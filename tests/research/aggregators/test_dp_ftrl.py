@@ -25,6 +25,8 @@ STRATEGIES = {
   'tree': mf.tree(ROUNDS),
   'restarted_tree': mf.tree(ROUNDS, 5),
 }
+# Clipping aims a ten thousandth below the norm.
+KEPT = 1 - 1e-4
 ADAPTIVE = dp_ftrl.AdaptiveClipping(clipped_count_stddev=1.5)
 by_strategy = pytest.mark.parametrize('name', STRATEGIES)
 
@@ -194,7 +196,8 @@ def test_no_record_is_longer_than_the_clipping_norm(scale):
     if norm <= 0.7:
       np.testing.assert_array_equal(clipped, original)
     elif norm < 1e18:
-      np.testing.assert_allclose(clipped, original * 0.7 / norm, rtol=1e-5)
+      wanted = original * 0.7 * KEPT / norm
+      np.testing.assert_allclose(clipped, wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize('broken', [np.nan, np.inf, -np.inf])
@@ -211,7 +214,7 @@ def test_without_noise_the_result_is_the_clipped_mean():
   clipped = [_preprocess(query, [tf.constant(record)])[0] for record in records]
   results, states = _released(query, [tf.add_n(clipped)], [noise.no_key()] * 2)
   # [3, 4] has norm 5 and becomes [1.2, 1.6]; the expected cohort is 4.
-  expected = np.array([1.7, 2.85]) / 4
+  expected = np.array([0.5 + 1.2 * KEPT, 1.25 + 1.6 * KEPT]) / 4
   np.testing.assert_allclose(results, [expected, expected], rtol=2e-6)
   exact = sum(x.numpy() for x in clipped) / np.float32(4)
   np.testing.assert_array_equal(results, [exact, exact])
@@ -237,7 +240,8 @@ def test_the_clipping_norm_follows_a_noisy_count():
   multiplier = (0.5**-2 - (2 * 1.5) ** -2) ** -0.5
   norms = [2.0]
   for number in range(ROUNDS):
-    expected = [1.7, 2.85] + norms[-1] * multiplier * y[number, :2]
+    clipped = np.array([0.5 + 1.2 * KEPT, 1.25 + 1.6 * KEPT])
+    expected = clipped + norms[-1] * multiplier * y[number, :2]
     np.testing.assert_allclose(results[number], expected / 4, rtol=2e-5)
     unclipped = np.clip((0.5 + 1.5 * y[number, 2]) / 4 + 0.5, 0, 1)
     norms.append(norms[-1] * np.exp(-0.2 * (unclipped - 0.5)))
@@ -249,15 +253,18 @@ def test_the_clipping_norm_follows_a_noisy_count():
 def test_updates_and_counts_together_have_the_asked_for_noise():
   """The change in C (updates, counts) over the noise, both per coordinate."""
   query = _query(STRATEGIES['bands'], adaptive_clipping=ADAPTIVE)
-  results, states = _released(query, query.initial_sample_state(SPECS), _keys())
-  y, _ = _noise('bands')
-  updates = results[0] * 4 / (2.0 * y[0])
+  c_0 = STRATEGIES['bands'].coefficients[0]
+  # A key whose count is not cut to the cohort.
+  for key in _keys():
+    *normals, z = noise.standard_normals(
+      tf.constant(key), 0, [*SPECS, tf.TensorSpec([])]
+    )
+    if abs(float(z)) < c_0:
+      break
+  results, states = _released(query, query.initial_sample_state(SPECS), [key])
+  updates = results[0] * 4 / (2.0 * _flat(normals) / c_0)
   np.testing.assert_allclose(updates, updates[0], rtol=1e-5)
   logs = np.log([float(state.clip_norm) for state in states[:1]])
-  z = noise.standard_normals(
-    tf.constant(_keys()[0]), 0, [*SPECS, tf.TensorSpec([])]
-  )[-1]
-  c_0 = STRATEGIES['bands'].coefficients[0]
   count = -(logs[0] - np.log(2)) / 0.2 * 4 / (float(z) / c_0)
   # A client changes an update by 1 and a count by 1/2.
   assert 1 / updates[0] ** 2 + (0.5 / count) ** 2 == pytest.approx(

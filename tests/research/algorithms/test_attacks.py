@@ -1,4 +1,6 @@
-"""Poisoned clients change what they send, and nothing else changes."""
+"""Clients that are told to change what they send, and nothing else changes."""
+
+import collections
 
 import numpy as np
 import pytest
@@ -17,14 +19,14 @@ def task():
   return toy.linear_task(toy.random_clients())
 
 
-def build(name, task, runtime, attacked):
+def build(name, task, runtime, attack):
   settings = registry.Settings(
     client_optimizer=optimizers.build('sgd', RATE),
     server_optimizer=optimizers.build('sgd', 1.0),
     client_weighting=tff.learning.ClientWeighting.NUM_EXAMPLES,
     loop_implementation=runtime.loop_implementation,
     hparams=registry.ALGORITHMS[name].hparams,
-    attacked=attacked,
+    attack=attack,
   )
   process = registry.ALGORITHMS[name].build(task.model_fn, settings)
   return runtime.prepare(process, task)
@@ -62,8 +64,8 @@ def runtime(request):
 
 @pytest.mark.parametrize('name', ['fed_avg', 'fed_prox'])
 def test_sound_clients_train_as_without_attacks(runtime, task, name):
-  plain = run(runtime, task, build(name, task, runtime, False))
-  process = build(name, task, runtime, True)
+  plain = run(runtime, task, build(name, task, runtime, None))
+  process = build(name, task, runtime, attacks.SCALE)
   assert isinstance(process, attacks.AttackedProcess)
   attacked = run(runtime, task, process, [1, 1, 1])
   np.testing.assert_allclose(attacked, plain, rtol=0, atol=1e-7)
@@ -71,7 +73,7 @@ def test_sound_clients_train_as_without_attacks(runtime, task, name):
 
 def test_all_that_flip_the_sign_send_the_model_the_other_way(runtime, task):
   """The first round's step, turned round."""
-  process = build('fed_avg', task, runtime, True)
+  process = build('fed_avg', task, runtime, attacks.SCALE)
   (data,) = arguments(runtime, task, 1)
   start = process.initialize()
   first = np.asarray(process.get_model_weights(start).trainable[0])
@@ -86,7 +88,7 @@ def test_all_that_flip_the_sign_send_the_model_the_other_way(runtime, task):
 
 def test_what_is_not_finite_is_dropped_and_counted(runtime, task):
   """The clients weigh 14, 8 and 24 examples; the second one is dropped."""
-  process = build('fed_avg', task, runtime, True)
+  process = build('fed_avg', task, runtime, attacks.SCALE)
   (data,) = arguments(runtime, task, 1)
   start = process.initialize()
   factors = [np.float32(1), np.float32(np.nan), np.float32(1)]
@@ -98,3 +100,42 @@ def test_what_is_not_finite_is_dropped_and_counted(runtime, task):
     atol=1e-6,
   )
   assert broken.metrics['aggregator']['rejected_clients'] == 1
+
+
+def replaced(*numbers):
+  update = [np.array(numbers, np.float32).reshape(3, 1)]
+  return collections.OrderedDict(is_replaced=True, update=update)
+
+
+@pytest.mark.parametrize('name', ['fed_avg', 'fed_prox'])
+def test_who_replaces_nothing_trains_as_without_attacks(runtime, task, name):
+  plain = run(runtime, task, build(name, task, runtime, None))
+  process = build(name, task, runtime, attacks.REPLACE)
+  state = process.initialize()
+  for data in arguments(runtime, task, 3):
+    state = process.next(state, data, [process.no_instruction] * 3).state
+  found = process.get_model_weights(state).trainable[0]
+  np.testing.assert_allclose(found, plain, rtol=0, atol=1e-7)
+
+
+def test_what_is_sent_instead_is_averaged_as_any_update(runtime, task):
+  """The clients weigh 14, 8 and 24 examples; one sends what is not finite."""
+  process = build('fed_avg', task, runtime, attacks.REPLACE)
+  (data,) = arguments(runtime, task, 1)
+  start = process.initialize()
+  first = process.get_model_weights(start).trainable[0].ravel()
+  sent = [replaced(1, 0, 0), replaced(0, 2, 0), replaced(0, 0, -3)]
+  output = process.next(start, data, sent)
+  np.testing.assert_allclose(
+    first - process.get_model_weights(output.state).trainable[0].ravel(),
+    np.array([14, 16, -72]) / 46,
+    atol=1e-6,
+  )
+  sent[1] = replaced(0, np.inf, 0)
+  output = process.next(start, data, sent)
+  np.testing.assert_allclose(
+    first - process.get_model_weights(output.state).trainable[0].ravel(),
+    np.array([14, 0, -72]) / 38,
+    atol=1e-6,
+  )
+  assert output.metrics['aggregator']['rejected_clients'] == 1

@@ -311,8 +311,9 @@ def test_what_does_not_fit_is_refused(runtime, task):
     build('fed_prox', task, runtime, proximal_strength=-1.0)
 
 
-def test_every_algorithm_names_hparams_that_it_has(runtime, task):
+def test_every_algorithm_names_hparams_that_it_has(runtime):
   for algorithm in registry.ALGORITHMS.values():
+    task = toy.task_of(algorithm.kinds, algorithm.has_local_layers)
     chosen = dataclasses.replace(settings(runtime), hparams=algorithm.hparams)
-    process = algorithm.build(task.model_fn, chosen)
+    process = algorithm.build_for(task, chosen)
     assert isinstance(process, stateful.AnyProcess)

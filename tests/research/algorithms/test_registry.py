@@ -33,8 +33,34 @@ def test_hyperparameters_of_another_algorithm_are_refused():
     get('--algorithm=fed_avg', '--proximal_strength=0.1')
 
 
+def test_a_flag_has_the_kind_of_its_hyperparameter():
+  _, settings, _ = get('--algorithm=fed_recon')
+  assert settings.hparams == registry.ALGORITHMS['fed_recon'].hparams
+  _, settings, _ = get(
+    '--algorithm=fed_recon',
+    '--local_layers=dense_2,logits',
+    '--reconstruction_epochs=3',
+    '--support_is_query',
+  )
+  assert settings.hparams == {
+    'local_layers': ['dense_2', 'logits'],
+    'reconstruction_epochs': 3,
+    'reconstruction_learning_rate': 0.1,
+    'support_is_query': True,
+  }
+  assert type(settings.hparams['reconstruction_epochs']) is int
+
+
+def _default(value: registry.Hparam) -> str:
+  if isinstance(value, bool):
+    return f' ({str(value).lower()})'
+  return f' ({value:g})' if value != () else ''
+
+
 def _row(name: str, algorithm: registry.Algorithm) -> str:
-  own = ' '.join(f'`--{key}` ({v:g})' for key, v in algorithm.hparams.items())
+  own = ' '.join(
+    f'`--{key}`{_default(v)}' for key, v in algorithm.hparams.items()
+  )
   refused = ' '.join(f'`--{key}`' for key in sorted(algorithm.unused_flags))
   cells = (f'`{name}`', algorithm.paper, own, refused)
   return '|' + '|'.join(f' {cell} ' if cell else ' ' for cell in cells) + '|'

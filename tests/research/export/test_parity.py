@@ -120,6 +120,15 @@ def test_difference_of_classes_is_that_of_their_logits():
   assert difference('class', [1], [2], logits) == (0.5, 3)
 
 
+def test_difference_of_clusters_is_that_of_their_distances():
+  values = {'a/1/squared_distances': np.array([[2.0, 0.5, 0.75]])}
+  for chosen, expected in ((1, 0), (2, 0.25)):
+    found = parity._difference(
+      'a/1/cluster', np.array([1]), np.array([chosen]), values
+    )
+    assert found == (expected, 2)
+
+
 def test_difference_of_forms_is_an_error():
   with pytest.raises(parity.ParityError, match='shape'):
     difference('logits', [[1.0, 2.0]], [[1.0]])
@@ -135,6 +144,7 @@ def test_difference_of_forms_is_an_error():
     ('classification', 'reddi_cnn', (8, 8, 1)),
     ('classification', 'resnet_gn', (32, 32, 3)),
     ('reconstruction', 'autoencoder', (8, 8, 1)),
+    ('clustering', 'k_means', (8, 8, 1)),
   ],
 )
 def test_openvino_agrees(this_process, tmp_path, kind, model, shape):
@@ -145,7 +155,8 @@ def test_openvino_agrees(this_process, tmp_path, kind, model, shape):
   result = report['openvino']
   assert result['runtime'].startswith('OpenVINO 20')
   assert 0 < result['max_difference'] <= result['tolerance'] == 1e-4
-  name = 'reconstruction' if kind == 'reconstruction' else 'logits'
+  outputs = {'classification': 'logits', 'clustering': 'cluster'}
+  name = outputs.get(kind, kind)
   assert f'serving_default/32/{name}' in result['outputs']
   print(parity.summary(report))
 

@@ -133,6 +133,24 @@ def test_saved_model_cli_shows_and_runs_it(exported, model, tmp_path):
   np.testing.assert_allclose(logits, expected, atol=1e-6)
 
 
+def test_clustering(tmp_path):
+  task = conftest.make_task('clustering', 'k_means', num_classes=3)
+  model = task.build_keras_model()
+  exported = saved_model.export(task, model, tmp_path / 'model')
+  assert exported.signatures['serving_default']['outputs'] == {
+    'cluster': {'dtype': 'int64', 'shape': [None]},
+    'squared_distances': {'dtype': 'float32', 'shape': [None, 3]},
+  }
+  signatures = tf.saved_model.load(os.fspath(exported.directory)).signatures
+  image = np.random.default_rng(0).integers(0, 256, [5, 8, 8, 1], np.uint8)
+  outputs = signatures['serving_default'](image=tf.constant(image))
+  (centroids,) = model.get_weights()
+  x = image.reshape(5, 1, 64) / 255
+  distances = np.square(x - centroids).sum(axis=2)
+  np.testing.assert_allclose(outputs['squared_distances'], distances, rtol=1e-5)
+  np.testing.assert_array_equal(outputs['cluster'], distances.argmin(axis=1))
+
+
 def test_reconstruction(tmp_path):
   task = conftest.make_task('reconstruction', 'autoencoder')
   model = task.build_keras_model()

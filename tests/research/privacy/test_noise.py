@@ -18,6 +18,7 @@ def _stream_bytes(key: str, nonce: str, num_blocks: int) -> bytes:
     tf.constant(np.frombuffer(bytes.fromhex(key), '<u4')),
     tf.constant(np.frombuffer(bytes.fromhex(nonce), '<u4')),
     num_blocks,
+    tf.constant(0, tf.uint32),
   )
   return words.numpy().T.astype('<u4').tobytes()
 

@@ -70,12 +70,29 @@ def of_algorithm(
   )
 
   def build(model):
-    process = chosen.build(model, settings)
+    layers = _layers(model) if chosen.has_local_layers else {}
+    process = chosen.build(model, dataclasses.replace(settings, layers=layers))
     if isinstance(process, stateful.StatefulProcess):
       return equality.WithClients(process, CLIENTS)
     return process
 
   return build
+
+
+def _learned(algorithm: str, models) -> tuple[str, ...]:
+  """The models that an algorithm learns, if not all."""
+  if 'clustering' in registry.ALGORITHMS[algorithm].kinds:
+    return ('k_means',)
+  if registry.ALGORITHMS[algorithm].is_least_squares:
+    return ('linear',)
+  return models
+
+
+def _layers(model_fn) -> dict[str, tuple[int, ...]]:
+  """Two parts of a model of `small_tasks`; the second is its last layer."""
+  with tf.Graph().as_default():
+    count = len(model_fn().trainable_variables)
+  return {'first': tuple(range(count - 2)), 'last': (count - 2, count - 1)}
 
 
 def project(
@@ -85,11 +102,12 @@ def project(
   server_optimizers=tuple(optimizers.OPTIMIZERS),
   weightings=tuple(tff.learning.ClientWeighting),
 ) -> dict[str, equality.Case]:
-  """Algorithms of the project, with the weightings that they have.
+  """Algorithms of the project, with the weightings and models that they have.
 
   Args:
     algorithms: Keys of `registry.ALGORITHMS`.
-    models: Keys of `small_tasks.MODELS`, or linear.
+    models: Keys of `small_tasks.MODELS`, or linear; an algorithm that learns
+      none of them gets its own.
     kinds: Whether the models are functional.
     server_optimizers: Keys of `optimizers.OPTIMIZERS`.
     weightings: Of the clients.
@@ -99,15 +117,18 @@ def project(
     f'-{"functional" if kind else "keras"}': of_model(
       name, kind, of_algorithm(algorithm, server, weighting)
     )
-    for algorithm, server, weighting, name, kind in itertools.product(
-      algorithms,
-      server_optimizers,
-      weightings,
-      models,
-      kinds,
+    for algorithm in algorithms
+    for server, weighting, name, kind in itertools.product(
+      server_optimizers, weightings, _learned(algorithm, models), kinds
     )
-    if weighting is tff.learning.ClientWeighting.NUM_EXAMPLES
-    or 'client_weighting' not in registry.ALGORITHMS[algorithm].unused_flags
+    if (
+      weighting is tff.learning.ClientWeighting.NUM_EXAMPLES
+      or 'client_weighting' not in registry.ALGORITHMS[algorithm].unused_flags
+    )
+    # Of a single layer none can be local.
+    and not (
+      name == 'linear' and registry.ALGORITHMS[algorithm].has_local_layers
+    )
   }
 
 

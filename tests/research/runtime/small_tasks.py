@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from datasets import federated_data
-from models import functional, layers
+from models import functional, k_means, layers
 from research.runtime import cohort
 from research.tasks import task as task_lib
 from tests import toy
@@ -84,6 +84,7 @@ MODELS = {
     ('convnet', _convnet),
   )
 }
+MODELS['k_means'] = lambda: k_means.build((SIDE, SIDE, 1), CLASSES, 1)
 
 
 def build(name: str, is_functional: bool = False, **kwargs) -> task_lib.Task:
@@ -102,18 +103,21 @@ def build(name: str, is_functional: bool = False, **kwargs) -> task_lib.Task:
     clients = toy.random_clients(kwargs.get('sizes', SIZES))
     task = toy.linear_task(clients)
   else:
+    clusters = name == 'k_means'
     task = task_lib.Task(
       name='small',
       data=data(**kwargs),
-      kind='classification',
+      kind='clustering' if clusters else 'classification',
       class_names=tuple(str(label) for label in range(CLASSES)),
       build_keras_model=MODELS[name],
-      build_loss=functools.partial(
+      build_loss=k_means.NearestSquaredDistance
+      if clusters
+      else functools.partial(
         tf.keras.losses.SparseCategoricalCrossentropy, from_logits=True
       ),
-      build_metrics=lambda: [
-        tf.keras.metrics.SparseCategoricalAccuracy('accuracy')
-      ],
+      build_metrics=list
+      if clusters
+      else lambda: [tf.keras.metrics.SparseCategoricalAccuracy('accuracy')],
       preprocess_features=lambda x: x,
       preprocess=lambda batch: collections.OrderedDict(
         x=batch['x'] * 0.5, y=batch['y']

@@ -136,6 +136,33 @@ def test_initialisers_of_variables_that_are_assigned_first_are_not_replayed():
   assert not np.array_equal(*drawn)
 
 
+def test_what_its_author_has_xla_compile_stays_so_where_it_is_asked_for():
+  @tf.function(jit_compile=True)
+  def compiled(x):
+    return tf.while_loop(
+      lambda i, y: i < 3, lambda i, y: (i + 1, y * x), (0, x)
+    )
+
+  @tff.tensorflow.computation(np.float32)
+  def twice(x):
+    return compiled(x)[1] + compiled(2.0 * x)[1]
+
+  leaf = leaves.build(twice)
+  function = tf.function(lambda: leaf.replay([tf.constant(X)]))
+  with replay.compiling():
+    kept = function.get_concrete_function()
+  calls = [
+    node
+    for node in kept.graph.as_graph_def().node
+    if node.op in graph_lib.CALLS and node.attr['_XlaMustCompile'].b
+  ]
+  # One function for both calls, which XLA compiles once.
+  assert len(calls) == 2
+  assert len({node.attr['f'].func.name for node in calls}) == 1
+  assert not ops_of(leaf, X) & set(graph_lib.CALLS)
+  assert kept()[0] == leaves.replayed(leaf, X)[0] == 3.0**4 * (1 + 2.0**4)
+
+
 def test_nothing_of_a_replay_is_a_resource():
   leaf = leaves.build(build(loop_of_branches))
   assert not {op for op in ops_of(leaf, X) if 'Variable' in op}

@@ -46,6 +46,8 @@ def test_the_autoencoder_learns_its_input():
   [
     ('character_recognition', 'mcmahan_cnn', None, 'needs 62 classes'),
     ('digit_recognition', 'autoencoder', None, 'does not fit'),
+    ('digit_recognition', 'k_means', None, 'does not fit'),
+    ('clustering', 'mcmahan_2nn', None, 'does not fit'),
     ('image_classification', 'mcmahan_cnn', 3, '--num_classes is 3'),
   ],
 )
@@ -64,6 +66,14 @@ def test_a_model_may_have_more_classes_than_the_data():
   )
   assert task.class_names[-2:] == ('10', '11')
   assert task.build_keras_model().output_shape == (None, 12)
+
+
+def test_clusters_are_as_many_as_classes_or_as_asked_for():
+  data = load.load(load.LoadConfig('synthetic_digits'))
+  for asked, found in ((None, 10), (4, 4)):
+    task = emnist.build('clustering', data, num_clusters=asked)
+    assert task.kind == 'clustering'
+    assert task.build_keras_model().output_shape == (None, found)
 
 
 def test_mixed_precision_changes_what_clients_train_and_nothing_else():

@@ -4,10 +4,12 @@ import threading
 import numpy as np
 import pytest
 from absl import flags
+from sklearn.metrics import cluster
 
 from research import finished_run
 from research.training import evaluation
 from tests import toy
+from tests.research.runtime import small_tasks
 
 START = np.array([0.5, -1.0, 2.0])
 
@@ -41,6 +43,29 @@ def test_means_are_over_examples_and_over_each_client(clients):
   assert by_client['client_2']['loss'] == pytest.approx(
     errors[2].mean(), rel=1e-5
   )
+
+
+def test_purity_counts_the_commonest_label_of_each_cluster():
+  task = small_tasks.build('k_means')
+  evaluator = evaluation.Evaluator(task)
+  split = task.data.test
+  pooled = split.pooled()
+  (centroids,) = evaluator.model.get_weights()
+  # The task halves the images.
+  x = pooled['x'].reshape(len(pooled['y']), 1, -1) / 2
+  distances = np.square(x - centroids).sum(axis=2)
+  table = cluster.contingency_matrix(pooled['y'], distances.argmin(axis=1))
+  assert table.shape == (3, 3)
+  expected = table.max(axis=0).sum() / table.sum()
+  assert 0.35 < expected < 0.9
+  found = evaluator.evaluate(split)
+  assert found['purity'] == pytest.approx(expected, abs=1e-7)
+  assert found['loss'] == pytest.approx(distances.min(axis=1).mean(), rel=1e-6)
+  # Of all clients' clusters, whichever client is asked.
+  clients = evaluator.evaluate_clients(split)
+  sizes = split.num_examples
+  mean = sum(clients[c]['purity'] * n for c, n in sizes.items())
+  assert mean / sum(sizes.values()) == pytest.approx(expected, abs=1e-7)
 
 
 def test_threads_yield_in_order_and_take_what_they_need(monkeypatch):

@@ -15,6 +15,7 @@ from research.runtime import in_process
 from research.training import (
   checkpoint,
   cohorts,
+  columns,
   loop,
   metrics,
   progress,
@@ -84,7 +85,7 @@ def make_loop(
 def run(training_loop, directory):
   files = [
     metrics.MetricsCsv(
-      directory / 'metrics.csv', loop.columns(training_loop.task)
+      directory / 'metrics.csv', columns.columns(training_loop.task)
     ),
     metrics.MetricsCsv(directory / 'timing.csv', loop.TIMING_COLUMNS),
   ]

@@ -77,6 +77,27 @@ def test_diverged_loss_is_drawn(tmp_path, figures):
   assert figures[0].axes[0].get_yscale() == 'log'
 
 
+def test_centroids_are_drawn_in_rows_of_ten(tmp_path, figures):
+  images = np.random.default_rng(0).random([12, 4, 5, 1])
+  path = plots.centroids(images, tmp_path / 'centroids.png')
+
+  axes = figures[0].axes
+  shown = [a for a in axes if a.images]
+  assert len(shown) == 12 and len(axes) == 20
+  np.testing.assert_allclose(
+    shown[11].images[0].get_array(), images[11, ..., 0]
+  )
+  assert shown[11].get_title() == '11'
+  assert min(Image.open(path).size) > 200
+
+
+def test_centroids_in_colour(tmp_path, figures):
+  images = np.random.default_rng(0).normal(size=[2, 4, 4, 3])
+  plots.centroids(images, tmp_path / 'centroids.png')
+  drawn = figures[0].axes[1].images[0].get_array()
+  np.testing.assert_allclose(drawn, np.clip(images[1], 0, 1))
+
+
 def test_heat_map_holds_the_shares(tmp_path, figures):
   split = _split({'a': [0, 0, 0, 2], 'b': [], 'c': [1]})
   path = plots.label_histogram(split, 3, tmp_path / 'labels.png')
