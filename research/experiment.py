@@ -37,6 +37,9 @@ from research.training import metrics as metrics_lib
 from research.training import progress as progress_lib
 from research.training import trackers as trackers_lib
 
+# What `comparison.constant_class_accuracy` reads of config.json.
+_CONSTANT_CLASS = 'constant_class_accuracy'
+
 
 def describe(task: task_lib.Task) -> str:
   """One line about a task's data."""
@@ -130,7 +133,7 @@ class Experiment:
         algorithm = groups.algorithm.get(runtime.loop_implementation)
         task = groups.runtime.apply(build_task())
         sampler = groups.training.sampler(task.data.train.client_ids)
-        privacy = groups.algorithm.privacy(task, run)
+        privacy = groups.algorithm.privacy(task, sampler, run)
         if privacy:
           algorithm = _with_noise(groups.algorithm, algorithm, privacy)
       except ValueError as error:
@@ -145,9 +148,6 @@ class Experiment:
         'versions': provenance.versions(),
         'git_revision': provenance.git_revision(),
       }
-      if task.kind == 'classification':
-        constant = evaluation.constant_class_accuracy(task.data.test)
-        config['constant_class_accuracy'] = constant
       if flags.FLAGS.from_config:
         saved = flag_values.read_saved(flags.FLAGS.from_config)
         flag_values.check_same_data(saved, config['data_sha256'])
@@ -178,6 +178,10 @@ class Experiment:
       The final state.
     """
     done, state = self.loop.restore()
+    is_new = _CONSTANT_CLASS not in self._config
+    if is_new and self.task.kind == 'classification':
+      constant = evaluation.constant_class_accuracy(self.task.data.test)
+      self._config[_CONSTANT_CLASS] = constant
     self.run.write_config(self._config)
     total = self.loop.last_round_from(done)
     if total < self.loop.config.total_rounds:
@@ -318,7 +322,7 @@ def _continued(
   run_directory.check_resume(
     saved, config, flag_values.free_names(), _rounds_done(run)
   )
-  first = ('versions', 'git_revision', 'device')
+  first = ('versions', 'git_revision', 'device', _CONSTANT_CLASS)
   return config | {name: saved[name] for name in first if name in saved}
 
 

@@ -270,10 +270,13 @@ class AlgorithmFlags:
     )
 
   def privacy(
-    self, task: task_lib.Task, run: run_directory.RunDirectory
+    self,
+    task: task_lib.Task,
+    sampler: sampling.ClientSampler,
+    run: run_directory.RunDirectory,
   ) -> private_rounds.PrivateRounds | None:
     """Returns what wraps private rounds; None without privacy."""
-    return self._privacy.get(task, run)
+    return self._privacy.get(task, sampler, run)
 
   def private_aggregator(
     self, noise_multiplier: float

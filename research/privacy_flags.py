@@ -163,12 +163,16 @@ class PrivacyFlags:
     return attacks.REPLACE
 
   def get(
-    self, task: task_lib.Task, run: run_directory.RunDirectory
+    self,
+    task: task_lib.Task,
+    sampler: sampling.ClientSampler,
+    run: run_directory.RunDirectory,
   ) -> private_rounds.PrivateRounds | None:
     """Resolves the flags for a population.
 
     Args:
       task: Has the clients.
+      sampler: Draws them.
       run: Has the journal.
 
     Returns:
@@ -181,14 +185,8 @@ class PrivacyFlags:
       return None
     if task.data.validation is not None and not FLAGS.allow_unaccounted_release:
       _refuse('validation examples are taken from clients')
-    clients = guarantee.Sampling(
-      scheme=FLAGS.client_sampling,
-      population=len(task.data.train.client_ids),
-      clients_per_round=FLAGS.clients_per_round,
-      total_rounds=FLAGS.total_rounds,
-      min_separation=FLAGS.min_separation,
-    )
     try:
+      clients = guarantee.Sampling.of(sampler, FLAGS.total_rounds)
       return self._resolve(clients, task, run)
     except ValueError as error:
       raise flags.IllegalFlagValueError(str(error)) from error
@@ -210,7 +208,7 @@ class PrivacyFlags:
       seed=FLAGS.seed if FLAGS.insecure_seeded_noise else None,
       scheme=FLAGS.client_sampling,
       allow_unaccounted_release=FLAGS.allow_unaccounted_release,
-      event=getattr(accountant, 'event', None),
+      event=accountant.event,
     )
     return private_rounds.PrivateRounds(
       settings,

@@ -11,6 +11,7 @@ not among what clients are sent.
 """
 
 import collections
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -120,11 +121,10 @@ class FixedClipQuery(tfp.SumAggregationDPQuery):
     return collections.OrderedDict(clip_norm=global_state.clip_norm)
 
   def _noised_mean(self, total, state: State):
-    stddev = self._noise_multiplier * state.clip_norm
-    noised = add_noise(total, state.noise_key, _UPDATE_STREAM, stddev)
-    if not self._noise_multiplier:
-      noised = total
-    return tf.nest.map_structure(lambda x: x / self._clients_per_round, noised)
+    if self._noise_multiplier:
+      stddev = self._noise_multiplier * state.clip_norm
+      total = add_noise(total, state.noise_key, _UPDATE_STREAM, stddev)
+    return tf.nest.map_structure(lambda x: x / self._clients_per_round, total)
 
   def _without_key(self, state: State) -> State:
     return state._replace(noise_key=tf.constant(noise.no_key()))
@@ -160,9 +160,61 @@ class PerLayerClipQuery(FixedClipQuery):
     return tf.nest.pack_sequence_as(record, clipped)
 
 
-class _AdaptiveSum(NamedTuple):
+class AdaptiveSum(NamedTuple):
+  """What adaptive clipping sums over clients.
+
+  Attributes:
+    update: The clipped updates.
+    unclipped: float32, half of the unclipped clients less half of the others.
+  """
+
   update: Any
   unclipped: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveClipping:
+  """The clipping norm follows a quantile of the clients' norms.
+
+  Andrew, Thakkar et al. 2021, arXiv:1905.03871, Algorithm 1.
+
+  Attributes:
+    clip_quantile: Share of the clients that are to be left unclipped.
+    clip_learning_rate: Of the logarithm of the norm, per round.
+    clipped_count_stddev: Of the noise in the number of unclipped clients; None
+      is a twentieth of the expected cohort.
+  """
+
+  clip_quantile: float = 0.5
+  clip_learning_rate: float = 0.2
+  clipped_count_stddev: float | None = None
+
+  def count_stddev(self, clients_per_round: float) -> float:
+    """The noise's standard deviation, in clients."""
+    if self.clipped_count_stddev is None:
+      return 0.05 * clients_per_round
+    return self.clipped_count_stddev
+
+  def zeros(self, template: Any) -> AdaptiveSum:
+    """The sum of no client, for an update like `template`."""
+    zeros = tf.nest.map_structure(
+      lambda x: tf.zeros(x.shape, x.dtype), template
+    )
+    return AdaptiveSum(zeros, tf.constant(0.0))
+
+  def record(self, update: Any, clip_norm: tf.Tensor) -> AdaptiveSum:
+    """What a client contributes."""
+    clipped, norm = clip(update, clip_norm)
+    # Centred at zero, so that one client moves the count by a half.
+    return AdaptiveSum(clipped, tf.cast(norm <= clip_norm, tf.float32) - 0.5)
+
+  def next_norm(
+    self, clip_norm: tf.Tensor, count: tf.Tensor, clients_per_round: float
+  ) -> tf.Tensor:
+    """The next round's norm, from this round's and its noised count."""
+    share = tf.clip_by_value(count / clients_per_round + 0.5, 0.0, 1.0)
+    exponent = -self.clip_learning_rate * (share - self.clip_quantile)
+    return clip_norm * tf.exp(exponent)
 
 
 class AdaptiveClipQuery(FixedClipQuery):
@@ -197,29 +249,23 @@ class AdaptiveClipQuery(FixedClipQuery):
     Raises:
       ValueError: If s is too small for z.
     """
-    if clipped_count_stddev is None:
-      clipped_count_stddev = 0.05 * clients_per_round
-    if not noise_multiplier:
-      clipped_count_stddev = 0.0
+    self._adaptive = AdaptiveClipping(
+      clip_quantile, clip_learning_rate, clipped_count_stddev
+    )
+    self._count_stddev = 0.0
+    if noise_multiplier:
+      self._count_stddev = self._adaptive.count_stddev(clients_per_round)
     super().__init__(
       clip_norm,
-      update_noise_multiplier(noise_multiplier, clipped_count_stddev),
+      update_noise_multiplier(noise_multiplier, self._count_stddev),
       clients_per_round,
     )
-    self._clip_quantile = clip_quantile
-    self._clip_learning_rate = clip_learning_rate
-    self._count_stddev = clipped_count_stddev
 
   def initial_sample_state(self, template=None):
-    zeros = tf.nest.map_structure(
-      lambda x: tf.zeros(x.shape, x.dtype), template
-    )
-    return _AdaptiveSum(zeros, tf.constant(0.0))
+    return self._adaptive.zeros(template)
 
   def preprocess_record(self, params, record):
-    clipped, norm = clip(record, params)
-    # Centred at zero, so that one client moves the count by a half.
-    return _AdaptiveSum(clipped, tf.cast(norm <= params, tf.float32) - 0.5)
+    return self._adaptive.record(record, params)
 
   def get_noised_result(self, sample_state, global_state):
     mean = self._noised_mean(sample_state.update, global_state)
@@ -228,11 +274,10 @@ class AdaptiveClipQuery(FixedClipQuery):
       count = add_noise(
         count, global_state.noise_key, _COUNT_STREAM, self._count_stddev
       )
-    share = tf.clip_by_value(count / self._clients_per_round + 0.5, 0.0, 1.0)
-    exponent = -self._clip_learning_rate * (share - self._clip_quantile)
-    state = self._without_key(global_state)._replace(
-      clip_norm=global_state.clip_norm * tf.exp(exponent)
+    clip_norm = self._adaptive.next_norm(
+      global_state.clip_norm, count, self._clients_per_round
     )
+    state = self._without_key(global_state)._replace(clip_norm=clip_norm)
     return mean, state, self._event()
 
   def _event(self):

@@ -158,8 +158,7 @@ class DistributedQuery(tfp.SumAggregationDPQuery):
     seed = tf.stack([self._rotation_key(global_state), 0])
     mean = self._rotation.invert(rotated, seed, encoding.size)
     if self._thresholds is not None:
-      is_keyed = tf.reduce_any(tf.not_equal(key, tf.constant(0, tf.uint32)))
-      mean = tf.where(is_keyed, mean, math.nan)
+      mean = tf.where(noise.is_key(key), mean, math.nan)
     state = global_state._replace(
       round_num=global_state.round_num + 1,
       noise_key=tf.constant(noise.no_key()),

@@ -8,16 +8,15 @@ noise. Since the server is given the noisy update of the round and not their
 sum, any server optimizer works; momentum is its affair (Kairouz et al. 2021,
 arXiv:2103.00039).
 
-The clipping norm may follow a quantile of the clients' norms (Andrew et al.
-2021, arXiv:1905.03871): divided by the norm that a round uses, which depends on
-earlier releases alone, the updates are bounded by 1, and the noise that is
-added to them is that of the strategy.
+The clipping norm may follow a quantile of the clients' norms
+(`dp.AdaptiveClipping`; its noise is per unit of the strategy): divided by the
+norm that a round uses, which depends on earlier releases alone, the updates are
+bounded by 1, and the noise that is added to them is that of the strategy.
 
 The noise's key comes and goes as in `research.aggregators.dp`.
 """
 
 import collections
-import dataclasses
 import math
 from typing import Any, NamedTuple, Protocol
 
@@ -131,27 +130,6 @@ def _weighted_sum(weights: Any, memory: tf.Tensor) -> tf.Tensor:
   return tf.reduce_sum(_column(weights, memory) * memory, axis=0)
 
 
-@dataclasses.dataclass(frozen=True)
-class AdaptiveClipping:
-  """The clipping norm follows a quantile of the clients' norms.
-
-  Attributes:
-    clip_quantile: Share of the clients that are to be left unclipped.
-    clip_learning_rate: Of the logarithm of the norm, per round.
-    clipped_count_stddev: Of the noise in the number of unclipped clients, per
-      unit of the strategy; None is a twentieth of the cohort.
-  """
-
-  clip_quantile: float = 0.5
-  clip_learning_rate: float = 0.2
-  clipped_count_stddev: float | None = None
-
-
-class _AdaptiveSum(NamedTuple):
-  update: Any
-  unclipped: Any
-
-
 class State(NamedTuple):
   """What a query carries from round to round.
 
@@ -179,7 +157,7 @@ class CorrelatedNoiseQuery(tfp.SumAggregationDPQuery):
     clip_norm: float,
     noise_multiplier: float,
     clients_per_round: float,
-    adaptive_clipping: AdaptiveClipping | None = None,
+    adaptive_clipping: dp.AdaptiveClipping | None = None,
   ):
     """Prepares the query.
 
@@ -211,10 +189,8 @@ class CorrelatedNoiseQuery(tfp.SumAggregationDPQuery):
     self._adaptive = adaptive_clipping
     self._specs = record_specs
     if adaptive_clipping is not None:
-      self._specs = _AdaptiveSum(record_specs, tf.TensorSpec([], tf.float32))
-      self._count_stddev = adaptive_clipping.clipped_count_stddev
-      if self._count_stddev is None:
-        self._count_stddev = 0.05 * clients_per_round
+      self._specs = dp.AdaptiveSum(record_specs, tf.TensorSpec([]))
+      self._count_stddev = adaptive_clipping.count_stddev(clients_per_round)
       # Theorem 1 holds for each strategy: the count is one more coordinate of
       # what C multiplies.
       self._noise_multiplier = dp.update_noise_multiplier(
@@ -239,20 +215,17 @@ class CorrelatedNoiseQuery(tfp.SumAggregationDPQuery):
     )
 
   def initial_sample_state(self, template: Any = None) -> Any:
-    zeros = tf.nest.map_structure(lambda x: tf.zeros(x.shape), template)
-    if self._adaptive is None:
-      return zeros
-    return _AdaptiveSum(zeros, tf.constant(0.0))
+    if self._adaptive is not None:
+      return self._adaptive.zeros(template)
+    return tf.nest.map_structure(lambda x: tf.zeros(x.shape), template)
 
   def derive_sample_params(self, global_state: State) -> tf.Tensor:
     return global_state.clip_norm
 
   def preprocess_record(self, params: tf.Tensor, record: Any) -> Any:
-    clipped, norm = dp.clip(record, params)
-    if self._adaptive is None:
-      return clipped
-    # Centred at zero, so that one client moves the count by a half.
-    return _AdaptiveSum(clipped, tf.cast(norm <= params, tf.float32) - 0.5)
+    if self._adaptive is not None:
+      return self._adaptive.record(record, params)
+    return dp.clip(record, params)[0]
 
   def get_noised_result(self, sample_state: Any, global_state: State):
     """See the module; beyond the strategy's rounds the result is NaN."""
@@ -270,7 +243,7 @@ class CorrelatedNoiseQuery(tfp.SumAggregationDPQuery):
     noised = tf.nest.pack_sequence_as(sample_state, values)
     if self._adaptive is not None:
       noised, count = noised
-      clip_norm *= self._change_of_norm(count)
+      clip_norm = self._adaptive.next_norm(clip_norm, count, self._clients)
     mean = tf.nest.map_structure(lambda x: x / self._clients, noised)
     state = State(
       clip_norm=clip_norm,
@@ -280,11 +253,6 @@ class CorrelatedNoiseQuery(tfp.SumAggregationDPQuery):
     )
     # The guarantee is that of all rounds together.
     return mean, state, dp_accounting.UnsupportedDpEvent()
-
-  def _change_of_norm(self, count: tf.Tensor) -> tf.Tensor:
-    share = tf.clip_by_value(count / self._clients + 0.5, 0.0, 1.0)
-    error = share - self._adaptive.clip_quantile
-    return tf.exp(-self._adaptive.clip_learning_rate * error)
 
   def _noise(self, state: State) -> tuple[list[tf.Tensor], Any]:
     """y_t per tensor, and the next memory."""
@@ -337,7 +305,7 @@ def build(
   clients_per_round: float,
   total_rounds: int,
   min_separation: int,
-  adaptive_clipping: AdaptiveClipping | None = None,
+  adaptive_clipping: dp.AdaptiveClipping | None = None,
   **strategy_arguments,
 ) -> CorrelatedNoiseFactory:
   """The aggregator of a mechanism.

@@ -1,5 +1,7 @@
 """The private mean of each `--dp_mechanism`."""
 
+import functools
+
 import tensorflow_federated as tff
 
 from research.aggregators import dp, dp_distributed, dp_ftrl, dp_local
@@ -7,6 +9,7 @@ from research.aggregators import settings as lib
 from research.privacy import distributed, local, matrix_factorization
 
 
+@functools.cache
 def strategy(
   mechanism: str,
   total_rounds: int,
@@ -16,6 +19,8 @@ def strategy(
   tree_restart_rounds: int | None = None,
 ) -> matrix_factorization.Strategy | None:
   """How a mechanism's noise is correlated; None if it is not.
+
+  Optimising it can take seconds: aggregator and accountant share the result.
 
   Args:
     mechanism: One of `settings.DP_MECHANISMS`.
@@ -63,7 +68,7 @@ def build(settings: lib.Settings) -> tff.aggregators.WeightedAggregationFactory:
     return dp.build(settings)
   adaptive = None
   if settings.clipping == 'adaptive':
-    adaptive = dp_ftrl.AdaptiveClipping(
+    adaptive = dp.AdaptiveClipping(
       settings.clip_quantile,
       settings.clip_learning_rate,
       settings.clipped_count_stddev,

@@ -10,12 +10,11 @@ import collections
 import math
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
 from research.aggregators import bits, rejection
-from research.algorithms import local_training
+from research.algorithms import client_sums, local_training
 
 
 class Clusters(NamedTuple):
@@ -75,70 +74,28 @@ def average(
   return tf.where(has_new, moved, centroids), total
 
 
-def _client_update(model_fn, types, k, size, loop_implementation):
-  """A computation: a client's assignment of its examples, added up."""
-
-  @tff.tensorflow.computation(types.weights, types.data)
-  def client_update(weights, dataset):
-    model = model_fn()
-
-    @tf.function
-    def update(weights, dataset):
-      local_training.assign(model, weights)
-
-      def add(state, batch):
-        distances = model.forward_pass(batch, training=True).predictions
-        x = tf.reshape(batch['x'], [-1, size])
-        nearest = tf.argmin(distances, axis=1)
-        one_each = tf.ones_like(nearest, tf.float32)
-        return Clusters(
-          state.counts + tf.math.unsorted_segment_sum(one_each, nearest, k),
-          state.sums + tf.math.unsorted_segment_sum(x, nearest, k),
-        )
-
-      nothing = Clusters(tf.zeros([k]), tf.zeros([k, size]))
-      found = local_training.reduce_batches(
-        add, dataset, nothing, loop_implementation
-      )
-      is_accepted = local_training.all_finite(found)
-      sent = tff.learning.templates.ClientResult(
-        update=local_training.unless_rejected(is_accepted, found),
-        update_weight=tf.cast(is_accepted, tf.float32),
-      )
-      metrics = local_training.unless_rejected(
-        is_accepted, model.report_local_unfinalized_metrics()
-      )
-      return sent, metrics
-
-    return update(weights, dataset)
-
-  return client_update
-
-
 def _client_work(
   model_fn, types, k, size, loop_implementation
 ) -> tff.learning.templates.ClientWorkProcess:
-  client_update = _client_update(model_fn, types, k, size, loop_implementation)
+  """A client's assignment of its examples, added up."""
 
-  @tff.federated_computation
-  def initialize():
-    return tff.federated_value((), tff.SERVER)
+  def add(model, state, batch):
+    distances = model.forward_pass(batch, training=True).predictions
+    x = tf.reshape(batch['x'], [-1, size])
+    nearest = tf.argmin(distances, axis=1)
+    one_each = tf.ones_like(nearest, tf.float32)
+    return Clusters(
+      state.counts + tf.math.unsorted_segment_sum(one_each, nearest, k),
+      state.sums + tf.math.unsorted_segment_sum(x, nearest, k),
+    )
 
-  @tff.federated_computation(
-    initialize.type_signature.result,
-    tff.FederatedType(types.weights, tff.CLIENTS),
-    tff.FederatedType(types.data, tff.CLIENTS),
+  return client_sums.build_client_work(
+    model_fn,
+    types,
+    lambda: Clusters(tf.zeros([k]), tf.zeros([k, size])),
+    add,
+    loop_implementation,
   )
-  def next_fn(state, weights, data):
-    sent, metrics = tff.federated_map(client_update, (weights, data))
-    measurements = collections.OrderedDict(
-      train=types.aggregate_metrics(metrics)
-    )
-    return tff.templates.MeasuredProcessOutput(
-      state, sent, tff.federated_zip(measurements)
-    )
-
-  return tff.learning.templates.ClientWorkProcess(initialize, next_fn)
 
 
 def _finalizer(
@@ -256,20 +213,11 @@ def build(
   work = _client_work(model_fn, types, k, size, loop_implementation)
   clusters_type = work.next.type_signature.result.result.member.update
 
-  @tff.tensorflow.computation
-  def initial_weights():
-    return tff.learning.models.ModelWeights.from_model(model_fn())
-
   aggregator = bits.MeasureUploadFactory(
     rejection.CountRejectedFactory(
       tff.aggregators.as_weighted_aggregator(tff.aggregators.SumFactory())
     ),
     bits.of_type,
-  ).create(clusters_type, tff.TensorType(np.float32))
-  return tff.learning.templates.compose_learning_process(
-    initial_weights,
-    tff.learning.templates.build_broadcast_process(types.weights),
-    work,
-    aggregator,
-    _finalizer(types, clusters_type, k, 1.0 - participation),
   )
+  finalizer = _finalizer(types, clusters_type, k, 1.0 - participation)
+  return local_training.compose_finalized(model_fn, work, aggregator, finalizer)

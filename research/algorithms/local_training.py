@@ -355,6 +355,30 @@ def compose(
   Returns:
     The process.
   """
+  weights_type = client_work.next.type_signature.parameter[1].member
+  finalizer = tff.learning.templates.build_apply_optimizer_finalizer(
+    server_optimizer, weights_type
+  )
+  return compose_finalized(model_fn, client_work, aggregator, finalizer)
+
+
+def compose_finalized(
+  model_fn: ModelFn,
+  client_work: tff.learning.templates.ClientWorkProcess,
+  aggregator: tff.aggregators.WeightedAggregationFactory,
+  finalizer: tff.learning.templates.FinalizerProcess,
+) -> tff.learning.templates.LearningProcess:
+  """Composes client work, aggregator and finalizer to a process.
+
+  Args:
+    model_fn: Builds the model anew at each call.
+    client_work: What clients do.
+    aggregator: Of what they send.
+    finalizer: From the server's weights and the aggregate to new weights.
+
+  Returns:
+    The process.
+  """
   work_type = client_work.next.type_signature
   weights_type = work_type.parameter[1].member
   sent = work_type.result.result.member
@@ -369,7 +393,5 @@ def compose(
     tff.learning.templates.build_broadcast_process(weights_type),
     client_work,
     aggregation,
-    tff.learning.templates.build_apply_optimizer_finalizer(
-      server_optimizer, weights_type
-    ),
+    finalizer,
   )

@@ -8,13 +8,11 @@ of them it is sufficient statistics perturbation (Vu and Slavkovic 2009,
 arXiv:1803.02596, Section 3): all of a model for the noise of a single release.
 """
 
-import collections
-
 import tensorflow as tf
 import tensorflow_federated as tff
 
 from research.aggregators import rejection
-from research.algorithms import local_training
+from research.algorithms import client_sums, local_training
 
 # Noise can leave sums of squares that no data has: directions below this share
 # of the largest eigenvalue are taken for not determined.
@@ -30,53 +28,19 @@ def _client_work(
   num_features, num_targets = types.weights.trainable[0].shape
   size = num_features + 1 + num_targets
 
-  @tff.tensorflow.computation(types.weights, types.data)
-  def sums_of(weights, dataset):
-    model = model_fn()
+  def add(model, total, batch):
+    model.forward_pass(batch, training=False)
+    ones = tf.ones([tf.shape(batch['x'])[0], 1])
+    rows = tf.concat([batch['x'], ones, batch['y']], axis=1)
+    return total + tf.matmul(rows, rows, transpose_a=True)
 
-    @tf.function
-    def sums(weights, dataset):
-      local_training.assign(model, weights)
-
-      def add(total, batch):
-        model.forward_pass(batch, training=False)
-        ones = tf.ones([tf.shape(batch['x'])[0], 1])
-        rows = tf.concat([batch['x'], ones, batch['y']], axis=1)
-        return total + tf.matmul(rows, rows, transpose_a=True)
-
-      total = local_training.reduce_batches(
-        add, dataset, tf.zeros([size, size]), loop_implementation
-      )
-      is_accepted = local_training.all_finite(total)
-      sent = tff.learning.templates.ClientResult(
-        update=local_training.unless_rejected(is_accepted, total),
-        update_weight=tf.cast(is_accepted, tf.float32),
-      )
-      return sent, local_training.unless_rejected(
-        is_accepted, model.report_local_unfinalized_metrics()
-      )
-
-    return sums(weights, dataset)
-
-  @tff.federated_computation
-  def initialize():
-    return tff.federated_value((), tff.SERVER)
-
-  @tff.federated_computation(
-    initialize.type_signature.result,
-    tff.FederatedType(types.weights, tff.CLIENTS),
-    tff.FederatedType(types.data, tff.CLIENTS),
+  return client_sums.build_client_work(
+    model_fn,
+    types,
+    lambda: tf.zeros([size, size]),
+    add,
+    loop_implementation,
   )
-  def next_fn(state, weights, data):
-    sent, metrics = tff.federated_map(sums_of, (weights, data))
-    measurements = collections.OrderedDict(
-      train=types.aggregate_metrics(metrics)
-    )
-    return tff.templates.MeasuredProcessOutput(
-      state, sent, tff.federated_zip(measurements)
-    )
-
-  return tff.learning.templates.ClientWorkProcess(initialize, next_fn)
 
 
 def solve(
@@ -185,19 +149,10 @@ def build(
       f'targets] and, for intercepts, [targets]; this model has {shapes}.'
     )
   work = _client_work(model_fn, types, loop_implementation)
-  sent = work.next.type_signature.result.result.member
-  aggregation = (model_aggregator or rejection.mean()).create(
-    sent.update, sent.update_weight
-  )
-
-  @tff.tensorflow.computation
-  def initial_weights():
-    return tff.learning.models.ModelWeights.from_model(model_fn())
-
-  return tff.learning.templates.compose_learning_process(
-    initial_weights,
-    tff.learning.templates.build_broadcast_process(types.weights),
+  sums_type = work.next.type_signature.result.result.member.update
+  return local_training.compose_finalized(
+    model_fn,
     work,
-    aggregation,
-    _finalizer(types.weights, sent.update, one_shot_ridge),
+    model_aggregator or rejection.mean(),
+    _finalizer(types.weights, sums_type, one_shot_ridge),
   )

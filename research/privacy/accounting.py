@@ -35,7 +35,13 @@ class Accountant:
 
   What it says is a function of the arguments alone, in whatever order it is
   asked, so that a resumed run has the numbers of one that was never stopped.
+
+  Attributes:
+    event: What a round releases, of a mechanism that has an event of its own;
+      else None.
   """
+
+  event: da.DpEvent | None = None
 
   def __init__(
     self,
@@ -202,7 +208,7 @@ def build_correlated(
       sampling does not bound how often a client takes part.
   """
   guarantee_lib.check_delta(delta, sampling.population)
-  _check_noise(noise_multiplier)
+  guarantee_lib.check_noise(noise_multiplier)
   separation = sampling.min_separation
   if separation is None:
     raise guarantee_lib.AccountingError(
@@ -253,7 +259,7 @@ def _precision(event: da.DpEvent) -> float:
   if isinstance(event, da.SelfComposedDpEvent):
     return event.count * _precision(event.event)
   if isinstance(event, da.GaussianDpEvent):
-    _check_noise(event.noise_multiplier)
+    guarantee_lib.check_noise(event.noise_multiplier)
     return event.noise_multiplier**-2
   if 'Sampled' in type(event).__name__:
     raise guarantee_lib.AccountingError(
@@ -264,11 +270,3 @@ def _precision(event: da.DpEvent) -> float:
     f'{event} has no accounting here: give Gaussian noise, and for noise that '
     'is correlated between rounds its matrix factorization.'
   )
-
-
-def _check_noise(noise_multiplier: float) -> None:
-  if not 0 < noise_multiplier < math.inf:
-    raise guarantee_lib.AccountingError(
-      f'A noise multiplier of {noise_multiplier:g}: without noise there is no '
-      'privacy. Give a number above 0.'
-    )

@@ -52,10 +52,7 @@ def noise_multiplier(
   Raises:
     guarantee.AccountingError: If no sensible noise gives the target.
   """
-  if not 0 < target_epsilon < math.inf:
-    raise guarantee_lib.AccountingError(
-      f'A target of epsilon {target_epsilon:g}: give a number above 0.'
-    )
+  guarantee_lib.check_target(target_epsilon)
 
   def accountant(noise: float) -> accounting.Accountant:
     if strategy is None:

@@ -236,11 +236,7 @@ def build(
       too little for this mechanism.
   """
   guarantee_lib.check_delta(delta, sampling.population)
-  if not 0 < encoding.noise_multiplier < math.inf:
-    raise guarantee_lib.AccountingError(
-      f'A noise multiplier of {encoding.noise_multiplier:g}: without noise '
-      'there is no privacy. Give a number above 0.'
-    )
+  guarantee_lib.check_noise(encoding.noise_multiplier)
   noise = distributed.noise(mechanism, encoding, most_clients(sampling))
   if noise.mismatch == math.inf:
     raise guarantee_lib.AccountingError(

@@ -10,7 +10,7 @@ from research.training import sampling as sampling_lib
 
 POISSON = sampling_lib.POISSON
 FIXED_SIZE = sampling_lib.FIXED_SIZE
-CYCLIC_POISSON = 'cyclic_poisson'
+CYCLIC_POISSON = sampling_lib.CYCLIC_POISSON
 SCHEMES = (POISSON, FIXED_SIZE, CYCLIC_POISSON)
 
 ADD_OR_REMOVE = 'add_or_remove_one_client'
@@ -92,7 +92,7 @@ class Sampling:
       population=len(sampler.client_ids),
       clients_per_round=sampler.clients_per_round,
       total_rounds=total_rounds,
-      min_separation=getattr(sampler, 'min_separation', None),
+      min_separation=sampler.min_separation,
     )
 
   @property
@@ -178,6 +178,31 @@ def check_delta(delta: float, population: int) -> None:
       f'1 / {population} = {1 / population:.3g}, since a delta of that size '
       'allows publishing all data of one client. The default is '
       f'{default_delta(population):g}.'
+    )
+
+
+def check_noise(noise_multiplier: float) -> None:
+  """Raises if there is no noise.
+
+  Raises:
+    AccountingError: If the noise multiplier is not above 0 and finite.
+  """
+  if not 0 < noise_multiplier < math.inf:
+    raise AccountingError(
+      f'A noise multiplier of {noise_multiplier:g}: without noise there is no '
+      'privacy. Give a number above 0.'
+    )
+
+
+def check_target(epsilon: float) -> None:
+  """Raises if a target is no epsilon.
+
+  Raises:
+    AccountingError: If it is not above 0 and finite.
+  """
+  if not 0 < epsilon < math.inf:
+    raise AccountingError(
+      f'A target of epsilon {epsilon:g}: give a number above 0.'
     )
 
 

@@ -26,10 +26,7 @@ def search(
   Raises:
     guarantee.AccountingError: If no sensible noise gives the target.
   """
-  if not 0 < target_epsilon < math.inf:
-    raise guarantee_lib.AccountingError(
-      f'A target of epsilon {target_epsilon:g}: give a number above 0.'
-    )
+  guarantee_lib.check_target(target_epsilon)
   low, high = LEAST, MOST
   if epsilon(high) > target_epsilon:
     raise guarantee_lib.AccountingError(

@@ -205,11 +205,7 @@ def build(
     guarantee.AccountingError: If delta is too large, or there is no noise.
   """
   guarantee_lib.check_delta(delta, sampling.population)
-  if not 0 < noise_multiplier < math.inf:
-    raise guarantee_lib.AccountingError(
-      f'A noise multiplier of {noise_multiplier:g}: without noise there is no '
-      'privacy. Give a number above 0.'
-    )
+  guarantee_lib.check_noise(noise_multiplier)
   return Accountant(mechanism, noise_multiplier, sampling, delta)
 
 

@@ -19,8 +19,6 @@ import tensorflow as tf
 
 GENERATOR = 'ChaCha20 (RFC 8439) and the Box-Muller transform in float32'
 
-KEY_SPEC = tf.TensorSpec([8], tf.uint32)
-
 # "expand 32-byte k" in little-endian words.
 _CONSTANTS = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)
 _WORDS_PER_BLOCK = 16
@@ -50,6 +48,11 @@ def insecure_key(seed: int, round_num: int) -> np.ndarray:
 def no_key() -> np.ndarray:
   """What stands where no key is: zeros, of which the noise is NaN."""
   return np.zeros([8], np.uint32)
+
+
+def is_key(key: tf.Tensor) -> tf.Tensor:
+  """Whether it is not what stands where no key is."""
+  return tf.reduce_any(tf.not_equal(key, tf.constant(0, tf.uint32)))
 
 
 def _rotate(x: tf.Tensor, bits: int) -> tf.Tensor:
@@ -136,8 +139,7 @@ def standard_normals(key: tf.Tensor, stream: int, specs: Any) -> Any:
   """
   flat = tf.nest.flatten(specs)
   sizes = [math.prod(spec.shape.as_list()) for spec in flat]
-  is_keyed = tf.reduce_any(tf.not_equal(key, tf.constant(0, tf.uint32)))
-  minus_two = tf.where(is_keyed, -2.0, math.nan)
+  minus_two = tf.where(is_key(key), -2.0, math.nan)
   nonce = tf.constant([stream, 0, 0], tf.uint32)
   blocks = max(1, math.ceil(sum(sizes) / _WORDS_PER_BLOCK))
   chunk = min(blocks, _CHUNK)
@@ -197,5 +199,4 @@ def sum_of_laplace(
     lambda index, total: (index + 1, total + draw(index)),
     (tf.constant(0), tf.zeros([size], tf.float64)),
   )
-  is_keyed = tf.reduce_any(tf.not_equal(key, tf.constant(0, tf.uint32)))
-  return tf.where(is_keyed, total, math.nan)
+  return tf.where(is_key(key), total, math.nan)

@@ -207,9 +207,7 @@ def _draw_privacy(found, private, metric, directory, baseline):
         .tail(1)
       )
       group = group.assign(round=group['value'].astype(float))
-      _band(axes, group, EPSILON, metric, name)
-    else:
-      _band(axes, group, EPSILON, metric, name)
+    _band(axes, group, EPSILON, metric, name)
   others = found[found[EPSILON].isna()]
   for name, group in others.groupby('name', sort=False):
     reached = final(group, metric)['mean'].iloc[0]

@@ -107,15 +107,12 @@ def prepare(
       faults_lib.POISONED: sum(map(faults.is_poisoned, answering)),
     }
   instructions = [np.float32(faults.factor(c)) for c in answering]
-  lenders = [c for c in split.client_ids if split.num_examples[c] > 0]
-  if canaries and lenders:
+  step = _any_step(config, split, runtime, round_num) if canaries else None
+  if step is not None:
     instructions = [canaries.no_instruction] * len(answering)
-    # What a canary sends is not learned: one step of anyone's will do.
-    lender = min(lenders, key=split.num_examples.get)
-    step = client_batches(config, split, lender, round_num)[:1]
-    for canary in canaries.taking_part(round_num):
-      instructions.append(canaries.instruction(canary))
-      arguments.append(runtime.client_data(split, lender, step))
+    taking_part = canaries.taking_part(round_num)
+    instructions += map(canaries.instruction, taking_part)
+    arguments += [step] * len(taking_part)
   return Cohort(
     clients=len(drawn),
     empty=len(drawn) - len(filled),
@@ -124,3 +121,23 @@ def prepare(
     instructions=instructions,
     argument=runtime.cohort(arguments) if arguments else None,
   )
+
+
+def _any_step(
+  config: Config,
+  split: federated_data.Split,
+  runtime: runtimes.Runtime,
+  round_num: int,
+):
+  """What a canary computes: its own update replaces what comes of it.
+
+  Returns:
+    The first batch of a client with the fewest examples, as
+    `runtime.client_data` packs it; None if no client has any.
+  """
+  lenders = [c for c in split.client_ids if split.num_examples[c] > 0]
+  if not lenders:
+    return None
+  lender = min(lenders, key=split.num_examples.get)
+  batches = client_batches(config, split, lender, round_num)
+  return runtime.client_data(split, lender, batches[:1])

@@ -183,7 +183,11 @@ class PrivateRounds:
           f'{self.settings.mechanism}'
         )
       return
-    wanted, found = self.settings.noise_multiplier, _noise_multiplier(event)
+    try:
+      found = accounting.merged_noise_multiplier(event)
+    except guarantee.AccountingError as error:
+      raise MechanismError(f'the round released {event}: {error}') from error
+    wanted = self.settings.noise_multiplier
     if not math.isclose(found, wanted, rel_tol=1e-5):
       raise MechanismError(
         f'the round was run with a noise multiplier of {found}, but the '
@@ -275,18 +279,6 @@ class PrivateRounds:
       for name, value in row.items()
       if name in public or name.startswith(_PUBLIC_SPLIT)
     }
-
-
-def _noise_multiplier(event: dp_accounting.DpEvent) -> float:
-  """Of all Gaussians of an event together."""
-  events = getattr(event, 'events', [event])
-  inverse = 0.0
-  for each in events:
-    if not isinstance(each, dp_accounting.GaussianDpEvent):
-      raise MechanismError(f'the round released {event}, which is no Gaussian')
-    multiplier = float(each.noise_multiplier)
-    inverse += math.inf if multiplier == 0 else multiplier**-2
-  return inverse**-0.5
 
 
 def _is_same(found: dp_accounting.DpEvent, wanted: dp_accounting.DpEvent):

@@ -27,7 +27,7 @@ STRATEGIES = {
 }
 # Clipping aims a ten thousandth below the norm.
 KEPT = 1 - 1e-4
-ADAPTIVE = dp_ftrl.AdaptiveClipping(clipped_count_stddev=1.5)
+ADAPTIVE = dp.AdaptiveClipping(clipped_count_stddev=1.5)
 by_strategy = pytest.mark.parametrize('name', STRATEGIES)
 
 
