@@ -10,7 +10,8 @@ Epsilon of runs with given noise, or the noise that a target epsilon asks for:
 Each of the flags for population, clients, rounds, noise and target takes a
 list; every combination is a run. Prints a table, and writes it and a plot into
 --root_output_dir/--experiment_name. The noise is Gaussian and independent in
-each round, on the sum of clipped updates.
+each round unless --dp_mechanism says otherwise. What distributed noise takes
+depends on the model: ask the experiment's binary, by --dry_run.
 """
 
 import itertools
@@ -21,7 +22,8 @@ from absl import flags
 
 from datasets import download
 from research import cli, flag_values
-from research.privacy import budget, guarantee
+from research.aggregators import settings
+from research.privacy import budget, guarantee, mechanism
 from research.training import run_directory
 
 _POPULATION = flags.DEFINE_list('population', None, 'Clients in total.')
@@ -50,6 +52,14 @@ _SEPARATION = flags.DEFINE_integer(
   f"Rounds between a client's turns; of {guarantee.CYCLIC_POISSON}.",
   lower_bound=1,
 )
+_MECHANISM = flags.DEFINE_enum(
+  'dp_mechanism', mechanism.GAUSSIAN, mechanism.MECHANISMS, 'The noise.'
+)
+_SHAPE = {
+  name: flags.DEFINE_integer(name, None, f'Of {owner}.', lower_bound=1)
+  for owner, names in settings.DP_MECHANISMS.items()
+  for name in names
+}
 _AGAINST = flags.DEFINE_enum(
   'plot_against', 'total_rounds', list(budget.AXES), 'Horizontal axis.'
 )
@@ -102,11 +112,20 @@ def main(argv: Sequence[str]) -> None:
         '--plot_against=noise_multiplier: with --target_epsilon the noise is '
         'the result; plot it against another setting.'
       )
+  flag_values.refuse_unused(
+    sorted(set(_SHAPE) - set(settings.DP_MECHANISMS[_MECHANISM.value])),
+    f'by --dp_mechanism={_MECHANISM.value}',
+  )
   try:
     folder = run_directory.RunDirectory(_ROOT.value, _NAME.value)
     cache = download.cache_directory(_CACHE.value)
     planned = budget.runs(
-      _samplings(), _DELTA.value, cache_folder=cache, **asked
+      _samplings(),
+      _DELTA.value,
+      cache_folder=cache,
+      mechanism=_MECHANISM.value,
+      **asked,
+      **{name: flag.value for name, flag in _SHAPE.items()},
     )
   except ValueError as error:
     raise flags.IllegalFlagValueError(str(error)) from error

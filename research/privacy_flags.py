@@ -4,23 +4,21 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import dp_accounting
 import tensorflow as tf
 import tensorflow_federated as tff
 from absl import flags
 
 from datasets import download
 from research import fault_flags, flag_values
-from research.aggregators import mechanisms
 from research.aggregators import settings as lib
 from research.algorithms import attacks, local_training, registry
 from research.privacy import (
   accounting,
-  calibration,
   distributed,
   distributed_accounting,
   guarantee,
   local,
+  mechanism,
 )
 from research.privacy import canaries as canaries_lib
 from research.privacy import journal as journal_lib
@@ -243,37 +241,31 @@ def _accountant(
   """Of the mechanism, with the noise that a flag gives or aims at."""
   if FLAGS.dp_mechanism in distributed.MECHANISMS:
     return _distributed_accountant(clients, task, delta)
-  multiplier, target = FLAGS.noise_multiplier, FLAGS.target_epsilon
-  if FLAGS.dp_mechanism in local.MECHANISMS:
-    mechanism = FLAGS.dp_mechanism
-    if multiplier is None:
-      multiplier = local.noise_multiplier(target, mechanism, clients, delta)
-    return local.build(mechanism, multiplier, clients, delta)
-  strategy = mechanisms.strategy(
+  correlation = mechanism.strategy(
     FLAGS.dp_mechanism,
     clients.total_rounds,
     clients.min_separation,
     **{name: FLAGS[name].value for name in _SHAPES},
   )
+  multiplier = FLAGS.noise_multiplier
   if multiplier is None:
-    multiplier = calibration.noise_multiplier(
-      target,
-      delta,
+    multiplier = mechanism.noise_multiplier(
+      FLAGS.target_epsilon,
+      FLAGS.dp_mechanism,
       clients,
-      strategy,
-      cache_folder=download.cache_directory(FLAGS.cache_dir),
+      delta,
+      correlation,
+      download.cache_directory(FLAGS.cache_dir),
     )
-  if strategy is not None:
-    return accounting.build_correlated(strategy, multiplier, clients, delta)
-  return accounting.build(
-    dp_accounting.GaussianDpEvent(multiplier), clients, delta
+  return mechanism.accountant(
+    FLAGS.dp_mechanism, multiplier, clients, delta, correlation
   )
 
 
 def _distributed_accountant(
   clients: guarantee.Sampling, task: task_lib.Task, delta: float
 ) -> accounting.Accountant:
-  mechanism, multiplier = FLAGS.dp_mechanism, FLAGS.noise_multiplier
+  name, multiplier = FLAGS.dp_mechanism, FLAGS.noise_multiplier
   # How much rounding adds to a norm depends on the number of weights.
   weights = task.model_fn().trainable_variables
   encoding = distributed.Encoding(
@@ -285,10 +277,10 @@ def _distributed_accountant(
   )
   if multiplier is None:
     multiplier = distributed_accounting.noise_multiplier(
-      FLAGS.target_epsilon, mechanism, encoding, clients, delta
+      FLAGS.target_epsilon, name, encoding, clients, delta
     )
     encoding = dataclasses.replace(encoding, noise_multiplier=multiplier)
-  return distributed_accounting.build(mechanism, encoding, clients, delta)
+  return distributed_accounting.build(name, encoding, clients, delta)
 
 
 def _refuse(what: str) -> None:

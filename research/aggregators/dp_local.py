@@ -6,9 +6,9 @@ the reports and divides by the expected cohort. What is simulated: the clients'
 noise is drawn at once, where the sum of the n reports of a round is. For the
 Gaussian this is one draw of n times the variance, for Laplace noise n draws.
 
-Noise of other forms than addition, such as PrivUnit's (Bhowmick et al. 2018,
-arXiv:1812.00984), can't be drawn there: each client would need a secret key of
-its own, and what clients know is sent to them by the server.
+PrivUnit's noise depends on the update and is drawn at the client. In a
+deployment each client has a key of its own; here the round's key is sent to
+them, and what a client draws also depends on a hash of its update.
 """
 
 import math
@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tensorflow_federated as tff
+from scipy import stats
 
-from research.aggregators import dp
+from research.aggregators import compression, dp
 from research.aggregators import settings as lib
-from research.privacy import local, noise
+from research.privacy import local, noise, priv_unit
 
 _STREAM = 0
+_CHANCE_STREAM = 1
 
 
 class Reports(NamedTuple):
@@ -94,8 +96,86 @@ class LocalLaplaceQuery(LocalGaussianQuery):
     return tf.nest.pack_sequence_as(reports.update, noised)
 
 
+class LocalPrivUnitQuery(dp.FixedClipQuery):
+  """A mean of reports of which each is of the clipped update in expectation.
+
+  An update of norm r S, where S is the clipping norm, is reported as its
+  direction with probability (1 + r) / 2, and else as the opposite one.
+  """
+
+  mechanism = local.PRIV_UNIT
+
+  def derive_sample_params(self, global_state):
+    return global_state
+
+  def preprocess_record(self, params, record):
+    clipped = dp.clip(record, params.clip_norm)[0]
+    if not self._noise_multiplier:
+      return clipped
+    flat = [tf.reshape(tensor, [-1]) for tensor in tf.nest.flatten(clipped)]
+    report = self._report(
+      tf.concat(flat, axis=0), params.clip_norm, params.noise_key
+    )
+    parts = tf.split(report, [vector.shape[0] for vector in flat])
+    return tf.nest.map_structure(
+      lambda part, like: tf.reshape(part, like.shape),
+      tf.nest.pack_sequence_as(clipped, parts),
+      clipped,
+    )
+
+  def _report(
+    self, update: tf.Tensor, clip_norm: tf.Tensor, key: tf.Tensor
+  ) -> tf.Tensor:
+    """float32 [d] of float32 [d]."""
+    salt = _salt(update)
+    wide = tf.cast(update, tf.float64)
+    norm = tf.norm(wide)
+    # Zeros have no direction; the first axis or its opposite is theirs.
+    first = tf.one_hot(0, update.shape[0], dtype=tf.float64)
+    direction = tf.where(norm > 0, wide / norm, first)
+    share = norm / tf.cast(clip_norm, tf.float64)
+    chances = noise.uniforms(key, _CHANCE_STREAM, 3, salt)
+    is_kept = chances[0] < (1 + share) / 2
+    direction = tf.where(is_kept, direction, -direction)
+    normals = noise.standard_normals(
+      key, _STREAM, tf.TensorSpec(update.shape), salt
+    )
+    normals = tf.cast(normals, tf.float64)
+    along = self._along(chances[1:])
+    along -= tf.reduce_sum(normals * direction)
+    scale = tf.cast(clip_norm, tf.float64) * self._noise_multiplier
+    return tf.cast(scale * (normals + along * direction), tf.float32)
+
+  def _along(self, chances: tf.Tensor) -> tf.Tensor:
+    """<x, v> of `priv_unit`, from two uniform numbers; float64."""
+    gamma = 1 / self._noise_multiplier
+    above, below = stats.norm.sf(gamma), stats.norm.cdf(gamma)
+    rank = 1 - chances[1]
+    return tf.where(
+      chances[0] < priv_unit.probability_above(self._noise_multiplier),
+      -tf.math.ndtri(rank * above),
+      tf.math.ndtri(rank * below),
+    )
+
+  def _noised_mean(self, total, state):
+    return tf.nest.map_structure(lambda x: x / self._clients_per_round, total)
+
+  def _event(self):
+    return local.event(self.mechanism, self._noise_multiplier)
+
+
+def _salt(update: tf.Tensor) -> tf.Tensor:
+  """uint32 [2] that differs between different updates, nearly always."""
+  hashes = [
+    compression.fingerprint(update),
+    compression.fingerprint(tf.reverse(update, axis=[0])),
+  ]
+  return tf.bitcast(tf.stack(hashes), tf.uint32)
+
+
 _QUERIES = {
-  query.mechanism: query for query in (LocalGaussianQuery, LocalLaplaceQuery)
+  query.mechanism: query
+  for query in (LocalGaussianQuery, LocalLaplaceQuery, LocalPrivUnitQuery)
 }
 
 

@@ -4,13 +4,18 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from research.aggregators import compression, robust
-from research.privacy import distributed, local, matrix_factorization
+from research.privacy import (
+  distributed,
+  local,
+  matrix_factorization,
+  mechanism,
+)
 
 NONE = 'none'
 MEAN = 'mean'
 STOCK = 'stock'
 
-GAUSSIAN = 'gaussian'
+GAUSSIAN = mechanism.GAUSSIAN
 # The flags that each mechanism has for itself.
 DP_MECHANISMS: Mapping[str, tuple[str, ...]] = {
   GAUSSIAN: (),
@@ -25,6 +30,7 @@ DP_CLIPPINGS: Mapping[str, str] = {
   distributed.SKELLAM: 'fixed',
   local.GAUSSIAN: 'fixed',
   local.LAPLACE: 'l1',
+  local.PRIV_UNIT: 'fixed',
 }
 
 

@@ -6,11 +6,11 @@ import io
 import pathlib
 from collections.abc import Sequence
 
-import dp_accounting as da
 import numpy as np
 
-from research.privacy import accounting, calibration
+from research.privacy import accounting, local, matrix_factorization
 from research.privacy import guarantee as guarantee_lib
+from research.privacy import mechanism as mechanism_lib
 from research.training import atomic, plots
 
 # What may differ between runs, and how an axis names it.
@@ -21,7 +21,20 @@ AXES = {
   'noise_multiplier': 'noise multiplier',
 }
 _NUMBERS = (*AXES, 'epsilon', 'epsilon_pld', 'epsilon_rdp', 'delta')
-_WORDS = ('min_separation', 'client_sampling', 'relation', 'unit')
+_WORDS = (
+  'dp_mechanism',
+  'min_separation',
+  'client_sampling',
+  'relation',
+  'unit',
+)
+_NOISE = {
+  mechanism_lib.GAUSSIAN: 'independent in each round',
+  **dict.fromkeys(
+    matrix_factorization.MECHANISMS, 'Gaussian, correlated over rounds'
+  ),
+  **dict.fromkeys(local.MECHANISMS, "each client's own, in each report"),
+}
 _CURVE_POINTS = 40
 _MOST_LINES = 10
 
@@ -35,17 +48,26 @@ class Run:
     noise_multiplier: Given, or what the target asks for.
     delta: Of the guarantee.
     target_epsilon: What the noise was computed from, if it was.
+    mechanism: One of `mechanism.MECHANISMS`.
+    correlation: Its strategy, where its noise is correlated over rounds.
   """
 
   sampling: guarantee_lib.Sampling
   noise_multiplier: float
   delta: float
   target_epsilon: float | None = None
+  mechanism: str = mechanism_lib.GAUSSIAN
+  correlation: matrix_factorization.Strategy | None = None
 
   def accountant(self) -> accounting.Accountant:
     """What says how much privacy the run spends."""
-    event = da.GaussianDpEvent(self.noise_multiplier)
-    return accounting.build(event, self.sampling, self.delta)
+    return mechanism_lib.accountant(
+      self.mechanism,
+      self.noise_multiplier,
+      self.sampling,
+      self.delta,
+      self.correlation,
+    )
 
   def row(self) -> dict[str, float | int | str | None]:
     """The run as a row of a table; one value for each of `columns`."""
@@ -59,6 +81,7 @@ class Run:
       'epsilon_pld': after.epsilon_pld,
       'epsilon_rdp': after.epsilon_rdp,
       'delta': self.delta,
+      'dp_mechanism': self.mechanism,
       'min_separation': self.sampling.min_separation,
       'client_sampling': self.sampling.scheme,
       'relation': after.relation,
@@ -72,6 +95,8 @@ def runs(
   noise_multipliers: Sequence[float] = (),
   target_epsilons: Sequence[float] = (),
   cache_folder: str | pathlib.Path | None = None,
+  mechanism: str = mechanism_lib.GAUSSIAN,
+  **shape: int | None,
 ) -> list[Run]:
   """Plans a run for each sampling and each noise or target.
 
@@ -81,23 +106,32 @@ def runs(
     noise_multipliers: Of the runs.
     target_epsilons: In place of noise multipliers.
     cache_folder: Where computed noise multipliers are kept.
+    mechanism: One of `mechanism.MECHANISMS`.
+    **shape: Of correlated noise; see `mechanism.strategy`.
 
   Raises:
-    guarantee.AccountingError: If a run makes no sense.
+    ValueError: If a run makes no sense.
   """
   planned = []
   for sampling in samplings:
     its_delta = delta
     if delta is None:
       its_delta = guarantee_lib.default_delta(sampling.population)
+    correlation = mechanism_lib.strategy(
+      mechanism, sampling.total_rounds, sampling.min_separation, **shape
+    )
     for noise in noise_multipliers:
-      planned.append(Run(sampling, noise, its_delta))
+      planned.append(
+        Run(sampling, noise, its_delta, None, mechanism, correlation)
+      )
       planned[-1].accountant()
     for target in target_epsilons:
-      noise = calibration.noise_multiplier(
-        target, its_delta, sampling, cache_folder=cache_folder
+      noise = mechanism_lib.noise_multiplier(
+        target, mechanism, sampling, its_delta, correlation, cache_folder
       )
-      planned.append(Run(sampling, noise, its_delta, target))
+      planned.append(
+        Run(sampling, noise, its_delta, target, mechanism, correlation)
+      )
   return planned
 
 
@@ -113,13 +147,14 @@ def table(rows: Sequence[dict]) -> str:
     for line in cells
   ]
   separation = first['min_separation']
+  noise = f'{first["dp_mechanism"]}: {_NOISE[first["dp_mechanism"]]}'
   apart = '' if separation is None else f', {separation} rounds apart'
   return '\n'.join(
     [
       'unit        client: all examples of one',
       f'relation    {first["relation"]}',
       f'sampling    {first["client_sampling"]}{apart}',
-      'noise       Gaussian, independent in each round',
+      f'noise       {noise}',
       'epsilon     by privacy loss distributions (pld) where they are valid,',
       '            else by Renyi differential privacy (rdp)',
       '',
@@ -159,11 +194,11 @@ def plot(planned: Sequence[Run], against: str, path: atomic.Path):
   shown = list(lines.items())[:_MOST_LINES]
   part = f', the first {len(shown)} of {len(lines)} lines'
   deltas = sorted({run.delta for run in planned})
-  sampling = planned[0].sampling
+  sampling, relation = planned[0].sampling, planned[0].row()['relation']
   fig, axes = plots.new_figure(
     f'{"Noise" if targets else "Epsilon"} by {AXES[against]}'
     f'{part if len(lines) > len(shown) else ""}\n'
-    f'unit client, {sampling.relation}, {sampling.scheme} sampling, delta '
+    f'unit client, {relation}, {sampling.scheme} sampling, delta '
     + ' to '.join(f'{delta:g}' for delta in (deltas[0], *deltas[1:][-1:])),
     AXES[against],
     'noise multiplier' if targets else 'epsilon',

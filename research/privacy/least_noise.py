@@ -10,7 +10,10 @@ _STEP = 1e-5
 
 
 def search(
-  target_epsilon: float, epsilon: Callable[[float], float], advice: str
+  target_epsilon: float,
+  epsilon: Callable[[float], float],
+  advice: str,
+  least: float = LEAST,
 ) -> float:
   """Finds a noise multiplier.
 
@@ -18,6 +21,7 @@ def search(
     target_epsilon: The budget.
     epsilon: Of a noise multiplier; nowhere does it rise.
     advice: What to change if the target is out of reach.
+    least: Where the search begins.
 
   Returns:
     The least noise multiplier, up to 2e-5 of itself, whose epsilon is not above
@@ -27,7 +31,7 @@ def search(
     guarantee.AccountingError: If no sensible noise gives the target.
   """
   guarantee_lib.check_target(target_epsilon)
-  low, high = LEAST, MOST
+  low, high = least, MOST
   if epsilon(high) > target_epsilon:
     raise guarantee_lib.AccountingError(
       f'Epsilon {target_epsilon:g} is out of reach: even a noise multiplier of '

@@ -1,12 +1,13 @@
 """Local differential privacy: each client's report is private by itself.
 
 Dwork, McSherry, Nissim and Smith 2006, "Calibrating Noise to Sensitivity in
-Private Data Analysis", for Laplace noise; Kasiviswanathan et al. 2011, "What
-Can We Learn Privately?", for the model. A client clips its update and adds the
-whole noise itself, so that the server, too, may see the report. Any two updates
-are twice the clipping norm apart at most, and nothing is hidden by others or by
-chance: a client spends its budget in each round that it takes part in, and the
-guarantee is for the most rounds it can.
+Private Data Analysis", for Laplace noise; `priv_unit` for PrivUnit;
+Kasiviswanathan et al. 2011, "What Can We Learn Privately?", for the model. A
+client clips its update and adds the whole noise itself, so that the server,
+too, may see the report. Any two updates are twice the clipping norm apart at
+most, and nothing is hidden by others or by chance: a client spends its budget
+in each round that it takes part in, and the guarantee is for the most rounds it
+can.
 """
 
 import dataclasses
@@ -15,18 +16,24 @@ from collections.abc import Sequence
 
 import dp_accounting as da
 from dp_accounting import rdp
+from scipy import special
 
-from research.privacy import accounting, least_noise, spending
+from research.privacy import accounting, least_noise, priv_unit, spending
 from research.privacy import guarantee as guarantee_lib
 
 GAUSSIAN = 'local_gaussian'
 LAPLACE = 'local_laplace'
-MECHANISMS = (GAUSSIAN, LAPLACE)
+PRIV_UNIT = 'local_priv_unit'
+MECHANISMS = (GAUSSIAN, LAPLACE, PRIV_UNIT)
 
 ANY_TWO_VALUES = 'any_two_values_of_a_client'
 
-_NAMES = {GAUSSIAN: 'Gaussian', LAPLACE: 'Laplace'}
-_NORMS = {GAUSSIAN: 'L2', LAPLACE: 'L1'}
+_NAMES = {
+  GAUSSIAN: 'Gaussian noise',
+  LAPLACE: 'Laplace noise',
+  PRIV_UNIT: "PrivUnit's noise",
+}
+_NORMS = {GAUSSIAN: 'L2', LAPLACE: 'L1', PRIV_UNIT: 'L2'}
 
 
 def event(mechanism: str, noise_multiplier: float) -> da.DpEvent:
@@ -38,8 +45,12 @@ def event(mechanism: str, noise_multiplier: float) -> da.DpEvent:
       norm; the L1 norm for Laplace noise.
 
   Returns:
-    A `GaussianDpEvent` or, with its own parameter, a `LaplaceDpEvent`.
+    A `GaussianDpEvent` or, with its own parameter, a `LaplaceDpEvent`. PrivUnit
+    has the randomized response of the same epsilon, which tells no less.
   """
+  if mechanism == PRIV_UNIT:
+    epsilon = priv_unit.epsilon(noise_multiplier)
+    return da.RandomizedResponseDpEvent(2 * special.expit(-epsilon), 2)
   relative = noise_multiplier / 2
   if mechanism == LAPLACE:
     # The variance of Laplace noise is twice the square of its parameter.
@@ -76,6 +87,44 @@ class Laplace:
     accountant.compose(da.LaplaceDpEvent(self._parameter), count)
     pure = count / self._parameter
     return min(accountant.get_epsilon(self._delta), pure)
+
+
+class PrivUnit:
+  """Reports of a client by PrivUnit.
+
+  Args:
+    sampling: Says how often a client takes part at most.
+    delta: Of the guarantee.
+    noise_multiplier: See `priv_unit.epsilon`.
+  """
+
+  amplified = False
+  pld_is_valid = True
+
+  def __init__(
+    self,
+    sampling: guarantee_lib.Sampling,
+    delta: float,
+    noise_multiplier: float,
+  ):
+    self._sampling = sampling
+    self._delta = delta
+    self._noise_multiplier = noise_multiplier
+
+  def by_rdp(self, rounds: int, repeated: Sequence[int]) -> float:
+    """By Renyi differential privacy, or as the sum of the reports' epsilons."""
+    count = _reports(self._sampling, rounds, repeated)
+    orders = rdp.RdpAccountant().orders
+    one = priv_unit.renyi_divergence(self._noise_multiplier, orders)
+    found, _ = rdp.compute_epsilon(orders, count * one, self._delta)
+    return min(found, count * priv_unit.epsilon(self._noise_multiplier))
+
+  def by_pld(self, rounds: int, repeated: Sequence[int]) -> float:
+    """By the distribution of the privacy loss."""
+    count = _reports(self._sampling, rounds, repeated)
+    return priv_unit.composed_epsilon(
+      self._noise_multiplier, count, self._delta
+    )
 
 
 def _reports(
@@ -148,7 +197,7 @@ class Accountant(accounting.Accountant):
       sampling,
       delta,
       noise_multiplier,
-      f'{_NAMES[mechanism]} noise in each report of a client',
+      f'{_NAMES[mechanism]} in each report of a client',
       _spending(mechanism, noise_multiplier, sampling, delta),
     )
     self._norm = _NORMS[mechanism]
@@ -175,7 +224,9 @@ def _spending(
   noise_multiplier: float,
   sampling: guarantee_lib.Sampling,
   delta: float,
-) -> spending.Gaussian | Laplace:
+) -> spending.Gaussian | Laplace | PrivUnit:
+  if mechanism == PRIV_UNIT:
+    return PrivUnit(sampling, delta, noise_multiplier)
   if mechanism == LAPLACE:
     parameter = event(mechanism, noise_multiplier).noise_multiplier
     return Laplace(sampling, delta, parameter)
@@ -206,6 +257,13 @@ def build(
   """
   guarantee_lib.check_delta(delta, sampling.population)
   guarantee_lib.check_noise(noise_multiplier)
+  least = priv_unit.LEAST_NOISE_MULTIPLIER
+  if mechanism == PRIV_UNIT and noise_multiplier < least:
+    raise guarantee_lib.AccountingError(
+      f'A noise multiplier of {noise_multiplier:g} for {mechanism}: give at '
+      f'least {least:g}, whose epsilon is {priv_unit.epsilon(least):.3g} for '
+      'each report already.'
+    )
   return Accountant(mechanism, noise_multiplier, sampling, delta)
 
 
@@ -233,4 +291,7 @@ def noise_multiplier(
     return accountant.guarantee(rounds).epsilon
 
   advice = 'Ask for more, or for fewer rounds.'
-  return least_noise.search(target_epsilon, epsilon, advice)
+  least = least_noise.LEAST
+  if mechanism == PRIV_UNIT:
+    least = priv_unit.LEAST_NOISE_MULTIPLIER
+  return least_noise.search(target_epsilon, epsilon, advice, least)

@@ -125,7 +125,9 @@ def _uniforms(words: tf.Tensor) -> tf.Tensor:
   return (tf.cast(words, tf.float32) + 0.5) * 2.0**-32
 
 
-def standard_normals(key: tf.Tensor, stream: int, specs: Any) -> Any:
+def standard_normals(
+  key: tf.Tensor, stream: int, specs: Any, salt: tf.Tensor | None = None
+) -> Any:
   """Independent standard normal numbers.
 
   Args:
@@ -133,6 +135,7 @@ def standard_normals(key: tf.Tensor, stream: int, specs: Any) -> Any:
       numbers are NaN, so that a forgotten key shows.
     stream: At least 0; streams of one key are independent.
     specs: A structure of float32 `tf.TensorSpec` with known shapes.
+    salt: uint32 [2], of one of many who draw from the same stream.
 
   Returns:
     Tensors of these specs.
@@ -140,7 +143,7 @@ def standard_normals(key: tf.Tensor, stream: int, specs: Any) -> Any:
   flat = tf.nest.flatten(specs)
   sizes = [math.prod(spec.shape.as_list()) for spec in flat]
   minus_two = tf.where(is_key(key), -2.0, math.nan)
-  nonce = tf.constant([stream, 0, 0], tf.uint32)
+  nonce = _nonce(stream, salt)
   blocks = max(1, math.ceil(sum(sizes) / _WORDS_PER_BLOCK))
   chunk = min(blocks, _CHUNK)
   parts = []
@@ -156,6 +159,33 @@ def standard_normals(key: tf.Tensor, stream: int, specs: Any) -> Any:
     found.append(tf.reshape(numbers[:size], spec.shape))
     numbers = numbers[size:]
   return tf.nest.pack_sequence_as(specs, found)
+
+
+def _nonce(stream: int, salt: tf.Tensor | None) -> tf.Tensor:
+  if salt is None:
+    return tf.constant([stream, 0, 0], tf.uint32)
+  return tf.concat([tf.constant([stream], tf.uint32), salt], axis=0)
+
+
+def uniforms(
+  key: tf.Tensor, stream: int, count: int, salt: tf.Tensor | None = None
+) -> tf.Tensor:
+  """Independent numbers in [0, 1) with 53 bits.
+
+  Args:
+    key: uint32 [8], never used twice with the same stream; of zeros the numbers
+      are NaN.
+    stream: At least 0; streams of one key are independent.
+    count: How many.
+    salt: uint32 [2], of one of many who draw from the same stream.
+
+  Returns:
+    float64 [count].
+  """
+  blocks = max(1, math.ceil(2 * count / _WORDS_PER_BLOCK))
+  words = chacha20(key, _nonce(stream, salt), blocks)
+  numbers = _wide_uniforms(tf.reshape(words, [2, -1])[:, :count])
+  return tf.where(is_key(key), numbers, math.nan)
 
 
 def _wide_uniforms(words: tf.Tensor) -> tf.Tensor:

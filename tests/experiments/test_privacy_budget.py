@@ -2,7 +2,9 @@
 
 import csv
 
-from research.privacy import budget, guarantee
+import pytest
+
+from research.privacy import budget, guarantee, priv_unit
 from tests.experiments import binary
 
 SMALL = (
@@ -83,7 +85,38 @@ def test_a_target_gives_the_noise(tmp_path):
     assert row['min_separation'] == '10'
 
 
+CYCLIC = ('--client_sampling=cyclic_poisson', '--min_separation=5')
+
+
+def test_correlated_noise_is_planned(tmp_path):
+  arguments = [*SMALL, *CYCLIC, '--clients_per_round=20', '--target_epsilon=4']
+  found = {}
+  for name in ('gaussian', 'tree_aggregation', 'blt'):
+    printed = run(tmp_path, *arguments, f'--dp_mechanism={name}')
+    assert f'noise       {name}: ' in printed
+    (row,) = rows_of(tmp_path)
+    assert 0.999 * 4 <= float(row['epsilon']) <= 4
+    assert row['dp_mechanism'] == name
+    found[name] = float(row['noise_multiplier'])
+  # With everyone of a group in each of its 4 turns, independent noise has a
+  # sensitivity of 2; a tree of 20 leaves, at most, of 2 sqrt(5) and more.
+  assert found['tree_aggregation'] > 2 * found['gaussian']
+  assert found['gaussian'] < found['blt'] < found['tree_aggregation']
+
+
+def test_reports_are_planned(tmp_path):
+  run(
+    tmp_path, *SMALL, '--dp_mechanism=local_priv_unit', '--noise_multiplier=9'
+  )
+  (row,) = rows_of(tmp_path)
+  assert row['relation'] == 'any_two_values_of_a_client'
+  expected = priv_unit.composed_epsilon(9.0, 20, float(row['delta']))
+  assert float(row['epsilon']) == pytest.approx(expected)
+
+
 _REFUSED = (
+  ('--noise_multiplier=1 --dp_mechanism=blt', 'needs cyclic_poisson'),
+  ('--noise_multiplier=1 --dp_bands=3', '--dp_bands is not used by --dp_mech'),
   ('--noise_multiplier=0', '--noise_multiplier=0: give numbers above 0'),
   ('--noise_multiplier=x', '--noise_multiplier=x: give numbers above 0'),
   ('--noise_multiplier=nan', 'nan: give numbers above 0'),

@@ -14,8 +14,15 @@ import pytest
 import scipy.linalg
 import tensorflow_federated as tff
 
-from research.aggregators import compose, dp, mechanisms, settings
-from research.privacy import accounting, audit, canaries, guarantee, noise
+from research.aggregators import compose, dp, settings
+from research.privacy import (
+  accounting,
+  audit,
+  canaries,
+  guarantee,
+  mechanism,
+  noise,
+)
 from research.runtime import in_process
 
 ROUNDS, NOISE_MULTIPLIER, CLIP_NORM, DELTA = 64, 2.0, 0.5, 1e-5
@@ -126,7 +133,7 @@ def test_sound_means_keep_what_they_claim(directions, chosen):
 
 def test_correlated_noise_keeps_what_it_claims(directions):
   """By the score that fits it: with C y = z, the rounds' C^T C means."""
-  strategy = mechanisms.strategy('blt', ROUNDS, ROUNDS)
+  strategy = mechanism.strategy('blt', ROUNDS, ROUNDS)
   means = released(directions, dp_mechanism='blt')
   first = strategy.coefficients
   encoder = scipy.linalg.toeplitz(first, np.zeros(ROUNDS))

@@ -8,7 +8,7 @@ import pytest
 from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy import stats
 
-from research.privacy import guarantee, local
+from research.privacy import guarantee, local, priv_unit
 
 DELTA = 1e-5
 SAMPLING = guarantee.Sampling('poisson', 1000, 50, 12)
@@ -50,6 +50,14 @@ def test_laplace_reports_against_their_privacy_loss(multiplier, reports):
   found = _epsilon(local.LAPLACE, multiplier, reports)
   assert exact * (1 - 1e-3) <= found <= 1.2 * exact
   assert found <= reports * 2 * math.sqrt(2) / multiplier * (1 + 1e-12)
+
+
+def test_priv_unit_reports_by_both_accountants():
+  told = local.build(local.PRIV_UNIT, 6.0, SAMPLING, DELTA).guarantee(12)
+  pure = 12 * priv_unit.epsilon(6.0)
+  assert told.epsilon == told.epsilon_pld < told.epsilon_rdp <= pure
+  assert told.epsilon == priv_unit.composed_epsilon(6.0, 12, DELTA)
+  assert told.epsilon_report < priv_unit.epsilon(6.0)
 
 
 def test_a_change_of_an_l1_norm_is_worst_in_one_coordinate():
@@ -96,6 +104,8 @@ def test_a_target_is_met_with_the_least_noise(mechanism, sampling):
 def test_what_can_not_be_private_is_refused():
   with pytest.raises(guarantee.AccountingError, match='without noise'):
     local.build(local.LAPLACE, 0.0, SAMPLING, DELTA)
+  with pytest.raises(guarantee.AccountingError, match='at least 0.1'):
+    local.build(local.PRIV_UNIT, 0.09, SAMPLING, DELTA)
   with pytest.raises(guarantee.AccountingError, match='out of reach'):
     local.noise_multiplier(1e-9, local.LAPLACE, SAMPLING, DELTA)
   with pytest.raises(guarantee.AccountingError, match='must be above 0'):
@@ -103,7 +113,8 @@ def test_what_can_not_be_private_is_refused():
 
 
 @pytest.mark.parametrize(
-  ('mechanism', 'norm'), [(local.GAUSSIAN, 'L2'), (local.LAPLACE, 'L1')]
+  ('mechanism', 'norm'),
+  [(local.GAUSSIAN, 'L2'), (local.LAPLACE, 'L1'), (local.PRIV_UNIT, 'L2')],
 )
 def test_the_statement_is_of_one_client_against_the_server(mechanism, norm):
   told = local.build(mechanism, 9.0, SAMPLING, DELTA).guarantee(7)

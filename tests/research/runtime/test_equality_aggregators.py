@@ -264,7 +264,11 @@ KEYED = {
       clip_norm=1.0,
       has_uniform_weights=True,
     )
-    for mechanism in ('distributed_skellam', 'local_laplace')
+    for mechanism in (
+      'distributed_skellam',
+      'local_laplace',
+      'local_priv_unit',
+    )
   },
 }
 
@@ -277,13 +281,15 @@ def test_a_key_gives_the_same_noise_in_both_runtimes(stock_runtime, name):
 
   def release():
     state = dp.with_noise_key(process.initialize(), noise.insecure_key(3, 4))
-    value = np.zeros([LARGE], np.float32)
-    output = process.next(state, [value] * CLIENTS, [np.float32(1)] * CLIENTS)
+    values = [np.full([LARGE], 1e-3 * i, np.float32) for i in range(CLIENTS)]
+    output = process.next(state, values, [np.float32(1)] * CLIENTS)
     return equality.flat((output.state.query_state, output.result))
 
   theirs = release()
   assert theirs[-1].std() > 0
-  for plan in ('loop', 'vmap_xla'):
+  # Its noise alone is drawn at the clients.
+  others = ('scan', 'vmap') if name == 'local_priv_unit' else ()
+  for plan in ('loop', 'vmap_xla', *others):
     with equality.in_process_runtime(plan):
       equality.assert_equal(release(), theirs)
 
