@@ -202,6 +202,9 @@ class PrivacyFlags:
     settings = private_rounds.Settings(
       mechanism=FLAGS.dp_mechanism,
       noise_multiplier=accountant.noise_multiplier,
+      noise_to_cohort_ratio=_noise_to_cohort_ratio(
+        accountant.noise_multiplier, clients
+      ),
       max_epsilon=FLAGS.max_epsilon,
       seed=FLAGS.seed if FLAGS.insecure_seeded_noise else None,
       scheme=FLAGS.client_sampling,
@@ -215,6 +218,18 @@ class PrivacyFlags:
       run.privacy_json,
       _canaries(task, clients),
     )
+
+
+def _noise_to_cohort_ratio(
+  noise_multiplier: float, clients: guarantee.Sampling
+) -> float:
+  """Of the clients that are expected to answer, which is no secret."""
+  answers = clients.clients_per_round * (1 - FLAGS.client_dropout_rate)
+  if not answers:
+    return math.inf
+  if FLAGS.dp_mechanism in local.MECHANISMS:
+    return noise_multiplier / math.sqrt(answers)
+  return noise_multiplier / answers
 
 
 def _canaries(

@@ -25,7 +25,14 @@ from research.privacy import journal as journal_lib
 from research.training import atomic, sampling
 
 # Columns of metrics.csv, with the guarantee of all rounds up to theirs.
-COLUMNS = ('epsilon', 'epsilon_rdp', 'delta', 'noise_multiplier', 'clip_norm')
+COLUMNS = (
+  'epsilon',
+  'epsilon_rdp',
+  'delta',
+  'noise_multiplier',
+  'noise_to_cohort_ratio',
+  'clip_norm',
+)
 
 # What may be told of a round: none of it is computed from clients' data without
 # noise. Test data is taken for public.
@@ -55,6 +62,8 @@ class Settings:
     noise_multiplier: Of a round, all of its releases together.
     max_epsilon: The run ends before the round that would exceed it.
     seed: Of the noise; None is secure noise.
+    noise_to_cohort_ratio: Standard deviation of the noise in a mean of all
+      clients that are expected to answer / clipping norm.
     scheme: How clients are sampled; see `sampling.ClientSampler`.
     allow_unaccounted_release: Whether what is not noised is told, too.
     event: What a round must have released; None is Gaussian noise of the
@@ -63,6 +72,7 @@ class Settings:
 
   mechanism: str
   noise_multiplier: float
+  noise_to_cohort_ratio: float
   max_epsilon: float | None = None
   seed: int | None = None
   scheme: str = sampling.POISSON
@@ -158,6 +168,7 @@ class PrivateRounds:
       'epsilon_rdp': now.epsilon_rdp,
       'delta': now.delta,
       'noise_multiplier': self.settings.noise_multiplier,
+      'noise_to_cohort_ratio': self.settings.noise_to_cohort_ratio,
       'clip_norm': np.asarray(dp.clip_norm(before.aggregator)),
     }
 

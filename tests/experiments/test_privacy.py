@@ -8,7 +8,8 @@ import pytest
 from absl import flags
 
 from experiments import emnist
-from research.privacy import noise
+from research import privacy_flags
+from research.privacy import guarantee, noise
 from research.training import fault_injection, metrics
 from tests.experiments import binary
 
@@ -33,6 +34,7 @@ PUBLIC = {
   'epsilon_rdp',
   'delta',
   'noise_multiplier',
+  'noise_to_cohort_ratio',
   'clip_norm',
 }
 
@@ -178,11 +180,29 @@ def test_keys_are_written_nowhere(tmp_path, monkeypatch):
         assert str(word).encode() not in content, path
 
 
+@pytest.mark.parametrize(
+  ('arguments', 'expected'),
+  [
+    ([], 1.5 / 8),
+    (['--client_dropout_rate=0.5'], 1.5 / 4),
+    (['--client_dropout_rate=1'], math.inf),
+    (['--dp_mechanism=local_gaussian'], 1.5 / math.sqrt(8)),
+  ],
+  ids=str,
+)
+def test_noise_is_compared_with_the_clients_that_answer(arguments, expected):
+  sampling = guarantee.Sampling('poisson', 100, 8, 10)
+  with binary.parsed('emnist', *PRIVATE, *arguments):
+    found = privacy_flags._noise_to_cohort_ratio(1.5, sampling)
+  assert found == pytest.approx(expected)
+
+
 OTHERS = {
   'distributed_skellam': ('fixed', ['--secure_sum_bits=12'], 'secure sum'),
   'distributed_discrete_gaussian': ('fixed', [], 'discrete Gaussian'),
   'local_gaussian': ('fixed', [], 'local differential privacy'),
   'local_laplace': ('l1', [], 'L1 norm'),
+  'local_priv_unit': ('fixed', [], 'PrivUnit'),
 }
 
 

@@ -33,7 +33,9 @@ def _runtime():
 def rounds(directory, noise_multiplier=2.0, **settings):
   sampling = guarantee.Sampling('poisson', 1000, 50, 10)
   return private_rounds.PrivateRounds(
-    private_rounds.Settings('gaussian', noise_multiplier, **settings),
+    private_rounds.Settings(
+      'gaussian', noise_multiplier, noise_multiplier / 50, **settings
+    ),
     accounting.build(
       dp_accounting.GaussianDpEvent(noise_multiplier), sampling, 1e-5
     ),
@@ -66,6 +68,7 @@ def test_a_round_is_accounted_by_what_it_released(query, tmp_path):
   row = wrapped.end(*release(query, wrapped))
   assert tuple(row) == private_rounds.COLUMNS
   assert row['noise_multiplier'] == 2.0
+  assert row['noise_to_cohort_ratio'] == 0.04
   assert row['clip_norm'] == np.float32(0.7)
   assert row['epsilon'] == wrapped.guarantee().epsilon > 0
 
@@ -86,7 +89,7 @@ def _distributed_rounds(directory, **changes):
   )
   return private_rounds.PrivateRounds(
     private_rounds.Settings(
-      mechanism, accountant.noise_multiplier, event=accountant.event
+      mechanism, accountant.noise_multiplier, 0.04, event=accountant.event
     ),
     accountant,
     journal.Journal(directory / 'journal.txt'),
