@@ -14,6 +14,7 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from absl import flags
 
@@ -72,17 +73,26 @@ def _run(command: list[str], enough: Callable[[], bool]) -> None:
     sys.exit(child.returncode)
 
 
-def train(
-  target: paper_targets.Target, seed: int
-) -> tuple[float | None, str | None]:
+class Run(NamedTuple):
+  """What has become of one seed.
+
+  Attributes:
+    number: What `Target.number` says.
+    guarantee: What `paper_targets.guarantee` says.
+    git_revision: The commit that the run started from.
+  """
+
+  number: float | None
+  guarantee: tuple[float, float] | None
+  git_revision: str | None
+
+
+def train(target: paper_targets.Target, seed: int) -> Run:
   """Runs, or resumes, one seed, until it has reached the target.
 
   Args:
     target: What to reach.
     seed: Of the run.
-
-  Returns:
-    What `Target.number` says; and the commit that the run started from.
 
   Raises:
     SystemExit: If the run fails; it has said why.
@@ -108,7 +118,11 @@ def train(
     last_round = metrics.read(csv)[-1]['round']
     _run([*command, f'--total_rounds={last_round}'], enough=lambda: False)
   config = run_directory.RunDirectory.existing(run_dir).read_config()
-  return _number(target, csv), config['git_revision']
+  return Run(
+    _number(target, csv),
+    paper_targets.guarantee(metrics.read(csv)),
+    config['git_revision'],
+  )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -126,9 +140,12 @@ def main(argv: Sequence[str]) -> None:
     )
   with interrupts.exit_tidily('The same command goes on with the runs.'):
     runs = {seed: train(target, seed) for seed in map(int, _SEEDS.value)}
-  numbers = {seed: number for seed, (number, _) in runs.items()}
-  revisions = {str(revision) for _, revision in runs.values()}
-  row = paper_targets.outcome(target, numbers, ' '.join(sorted(revisions)))
+  row = paper_targets.outcome(
+    target,
+    {seed: run.number for seed, run in runs.items()},
+    ' '.join(sorted({str(run.git_revision) for run in runs.values()})),
+    [run.guarantee for run in runs.values()],
+  )
   paper_targets.write_ledger(_LEDGER.value, row)
   for name, value in row.items():
     print(f'{name:<18}{value}')

@@ -138,8 +138,22 @@ def rounds_to_target(
   return None
 
 
+def guarantee(rows: Sequence[dict]) -> tuple[float, float] | None:
+  """Epsilon and delta of all rounds of a private run; None of another.
+
+  Args:
+    rows: Rows of its metrics.csv.
+  """
+  if not rows or rows[-1].get('epsilon') is None:
+    return None
+  return rows[-1]['epsilon'], rows[-1]['delta']
+
+
 def outcome(
-  target: Target, numbers: dict[int, float | None], git_revision: str | None
+  target: Target,
+  numbers: dict[int, float | None],
+  git_revision: str | None,
+  guarantees: Sequence[tuple[float, float] | None] = (),
 ) -> dict:
   """Returns the ledger's row: the paper's number and ours with its spread.
 
@@ -147,7 +161,10 @@ def outcome(
     target: The paper's number.
     numbers: What `Target.number` says of each seed's run.
     git_revision: The code of the runs.
+    guarantees: What `guarantee` says of the runs, of which the weakest is told.
   """
+  private = [pair for pair in guarantees if pair is not None]
+  epsilon, delta = max(private, default=(None, None))
   reached = [value for value in numbers.values() if value is not None]
   all_reached = len(reached) == len(numbers)
   mean = statistics.fmean(reached) if all_reached else None
@@ -166,6 +183,8 @@ def outcome(
       for value in numbers.values()
     ),
     'within_tolerance': within,
+    'epsilon': epsilon,
+    'delta': delta,
     'git_revision': git_revision,
     'source': target.paper,
     'provenance': target.provenance,
@@ -181,4 +200,6 @@ def write_ledger(path: str, row: dict) -> None:
   if len(rows):
     rows = rows[rows['target'] != row['target']]
   table = pd.concat([rows, pd.DataFrame([row])]).sort_values('target')
+  others = [name for name in table.columns if name not in row]
+  table = table[[*row, *others]]
   atomic.write_text(file, table.to_csv(index=False))

@@ -155,6 +155,19 @@ def test_outcome_gives_mean_deviation_and_verdict():
   assert not missed['within_tolerance']
 
 
+def test_the_outcome_has_the_weakest_guarantee_of_its_runs():
+  target = paper_targets.read_target(PAPERS, 'tff_tutorial/mnist_by_writer_dp')
+  private = [{'epsilon': e, 'delta': 1e-5} for e in (1.0, 2.5)]
+  found = [paper_targets.guarantee(private[:n]) for n in (1, 2)]
+  assert found == [(1.0, 1e-5), (2.5, 1e-5)]
+  plain = paper_targets.guarantee(rows(0.5, 0.6))
+  assert plain is None and paper_targets.guarantee([]) is None
+  row = paper_targets.outcome(target, {0: 0.8, 1: 0.8}, None, found)
+  assert (row['epsilon'], row['delta']) == (2.5, 1e-5)
+  row = paper_targets.outcome(target, {0: 0.8}, None, [plain])
+  assert row['epsilon'] is row['delta'] is None
+
+
 def _target(tmp_path, *comments):
   names = ('paper', 'metric', 'provenance')
   lines = [*(f'# {name}: test_accuracy' for name in names), *comments]
