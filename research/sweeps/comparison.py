@@ -12,7 +12,7 @@ from matplotlib import ticker
 
 from research.training import atomic, metrics, plots
 
-EPSILON = 'epsilon'
+EPSILON, DELTA, RELATION = 'epsilon', 'delta', 'relation'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +69,15 @@ def by_round(
 
   Returns:
     A row per run and round in which the metric was taken: name, value, seed,
-    round, the metric, and epsilon, which is NaN without privacy.
+    round, the metric, and epsilon, delta and the neighbouring relation, which
+    are NaN and None without privacy.
 
   Raises:
     ValueError: If a metrics.csv lacks the metric.
   """
   rows = []
   for (line, seed), directory in runs.items():
+    relation = _relation(directory)
     for row in metrics.read(directory / 'metrics.csv'):
       if metric not in row:
         raise ValueError(
@@ -83,7 +85,7 @@ def by_round(
           f'there are {", ".join(name for name in row if name != "round")}.'
         )
       if row[metric] is not None:
-        spent = row.get(EPSILON)
+        spent = {name: row.get(name) for name in (EPSILON, DELTA)}
         rows.append(
           {
             'name': line.name,
@@ -91,10 +93,17 @@ def by_round(
             'seed': seed,
             'round': row['round'],
             metric: row[metric],
-            EPSILON: math.nan if spent is None else spent,
+            **{k: math.nan if v is None else v for k, v in spent.items()},
+            RELATION: relation,
           }
         )
   return pd.DataFrame(rows)
+
+
+def _relation(directory: pathlib.Path) -> str | None:
+  """Between which neighbours a run's guarantee holds; None without one."""
+  path = directory / 'privacy.json'
+  return json.loads(path.read_text())[RELATION] if path.exists() else None
 
 
 def final(found: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -105,7 +114,8 @@ def final(found: pd.DataFrame, metric: str) -> pd.DataFrame:
     metric: As there.
 
   Returns:
-    A row per line: name, value, seeds, rounds, mean, deviation, epsilon.
+    A row per line: name, value, seeds, rounds, mean, deviation, epsilon, delta,
+    relation.
   """
   last = found.sort_values('round').groupby(
     ['name', 'value', 'seed'], sort=False, dropna=False, as_index=False
@@ -117,6 +127,8 @@ def final(found: pd.DataFrame, metric: str) -> pd.DataFrame:
     mean=(metric, 'mean'),
     deviation=(metric, 'std'),
     epsilon=(EPSILON, 'max'),
+    delta=(DELTA, 'max'),
+    relation=(RELATION, 'first'),
   ).reset_index()
 
 
@@ -145,7 +157,10 @@ def table(found: pd.DataFrame, metric: str, rounds: Sequence[int] = ()) -> str:
     if shown.empty:
       continue
     means = shown.groupby('round').agg(
-      mean=(metric, 'mean'), deviation=(metric, 'std'), epsilon=(EPSILON, 'max')
+      mean=(metric, 'mean'),
+      deviation=(metric, 'std'),
+      epsilon=(EPSILON, 'max'),
+      delta=(DELTA, 'max'),
     )
     text.append(f'{_title(name, value)}, {metric} by round:')
     text.append(_text(means.reset_index()))
@@ -160,6 +175,11 @@ def _title(name: str, value: str | None) -> str:
 
 def _text(frame: pd.DataFrame) -> str:
   frame = frame.dropna(axis='columns', how='all')
+  if DELTA in frame:
+    deltas = ['-' if math.isnan(x) else f'{x:g}' for x in frame[DELTA]]
+    frame = frame.assign(delta=deltas)
+  if RELATION in frame:
+    frame = frame.fillna({RELATION: '-'})
   return frame.to_string(
     index=False, na_rep='-', float_format=lambda number: f'{number:.4f}'
   )
@@ -197,7 +217,14 @@ def draw(
 
 
 def _draw_privacy(found, private, metric, directory, baseline):
-  fig, axes = plots.new_figure(f'{metric} against epsilon', 'epsilon', metric)
+  deltas = ' to '.join(
+    f'{x:g}' for x in sorted({private[DELTA].min(), private[DELTA].max()})
+  )
+  fig, axes = plots.new_figure(
+    f'{metric} against epsilon',
+    f'epsilon of a client at delta {deltas}',
+    metric,
+  )
   for name, group in private.groupby('name', sort=False):
     if group['value'].notna().any():
       # Each value is a run of its own that ends with its epsilon.
@@ -207,7 +234,8 @@ def _draw_privacy(found, private, metric, directory, baseline):
         .tail(1)
       )
       group = group.assign(round=group['value'].astype(float))
-    _band(axes, group, EPSILON, metric, name)
+    relation = group[RELATION].iloc[0].replace('_', ' ')
+    _band(axes, group, EPSILON, metric, f'{name} ({relation})')
   others = found[found[EPSILON].isna()]
   for name, group in others.groupby('name', sort=False):
     reached = final(group, metric)['mean'].iloc[0]

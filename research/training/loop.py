@@ -252,7 +252,8 @@ class TrainingLoop:
       }
       for name in ('accuracy', 'purity'):
         shown[f'test {name}'] = row.get(f'test_{name}')
-      shown['epsilon'] = row.get('epsilon')
+      for name in ('epsilon', 'delta'):
+        shown[name] = row.get(name)
       progress.update(round_num, shown, speed)
     return state
 

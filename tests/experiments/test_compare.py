@@ -49,7 +49,8 @@ def test_files_are_run_and_compared(folder, tmp_path):
     assert (root / name).is_file()
   first = pd.read_csv(root / 'comparison.csv')
   assert list(first['name']) == ['plain', 'private']
-  assert first['epsilon'][1] > 0
+  assert first['epsilon'][1] > 0 and first['delta'][1] > 0
+  assert first['relation'][1] == 'add_or_remove_one_client'
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 from research.sweeps import comparison
 from research.training import metrics
 
-COLUMNS = ('round', 'test_accuracy', 'epsilon')
+COLUMNS = ('round', 'test_accuracy', 'epsilon', 'delta')
 
 
 @pytest.fixture
@@ -24,7 +24,11 @@ def run(directory, values):
   directory.mkdir(parents=True)
   csv = metrics.MetricsCsv(directory / 'metrics.csv', COLUMNS)
   for row in values:
-    csv.append(dict(zip(COLUMNS, row, strict=True)))
+    delta = None if row[2] is None else 1e-5
+    csv.append(dict(zip(COLUMNS, (*row, delta), strict=True)))
+  if values[0][2] is not None:
+    report = json.dumps({'relation': 'replace_one_client'})
+    (directory / 'privacy.json').write_text(report)
   return directory
 
 
@@ -59,6 +63,8 @@ def test_the_last_values_have_mean_and_deviation_over_seeds(found):
   assert last['deviation'][0] == pytest.approx(math.sqrt(0.02))
   assert math.isnan(last['deviation'][1])
   assert list(last['epsilon'][1:]) == [4.0, 8.0]
+  assert list(last['delta'][1:]) == [1e-5, 1e-5]
+  assert list(last['relation']) == [None, *['replace_one_client'] * 2]
 
 
 def test_the_table_shows_rounds_on_the_way(found):
@@ -66,6 +72,9 @@ def test_the_table_shows_rounds_on_the_way(found):
   assert 'private 4, test_accuracy by round:' in text
   assert 'plain, test_accuracy by round' not in text
   assert '0.8000' in text
+  plain, weak, _ = [line.split() for line in text.splitlines()[-3:]]
+  assert weak[-3:] == ['4.0000', '1e-05', 'replace_one_client']
+  assert plain[-3:] == ['-', '-', '-']
 
 
 def test_pictures_and_tables_are_written(found, tmp_path):
