@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from research import cli, finished_run, flag_values
+from research import cli, finished_run, flag_values, privacy_flags
 from research.algorithms import registry
 from research.training import atomic, evaluation, run_directory
 
@@ -59,6 +59,10 @@ def main(argv: Sequence[str]) -> None:
       f'The model of --algorithm={flags.FLAGS.algorithm} lacks its local part, '
       'which each client makes from its own examples: python -m '
       f'experiments.personalize --run_dir={_RUN_DIR.value} evaluates it so.'
+    )
+  if _SPLIT.value in ('train', 'validation'):
+    privacy_flags.refuse_release(
+      f"--split={_SPLIT.value} tells of its clients' examples"
     )
   run = finished_run.load(run_directory.RunDirectory.existing(_RUN_DIR.value))
   split = finished_run.select_split(run.task, _SPLIT.value)

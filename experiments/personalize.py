@@ -21,7 +21,7 @@ import tensorflow_federated as tff
 import tqdm
 from absl import flags
 
-from research import cli, finished_run, flag_values
+from research import cli, finished_run, flag_values, privacy_flags
 from research.algorithms import registry
 from research.training import (
   atomic,
@@ -112,6 +112,9 @@ def _reconstruction(run: finished_run.FinishedRun) -> personalization.Settings:
 def main(argv: Sequence[str]) -> None:
   """Fine-tunes, prints a table, and writes a CSV file and a plot."""
   flag_values.refuse_arguments(argv)
+  privacy_flags.refuse_release(
+    "metrics of its clients' own models tell of them"
+  )
   run = finished_run.load(run_directory.RunDirectory.existing(_RUN_DIR.value))
   clients = personalization.candidates(run.task.data)
   if not clients:

@@ -53,7 +53,10 @@ _SEPARATION = flags.DEFINE_integer(
   lower_bound=1,
 )
 _MECHANISM = flags.DEFINE_enum(
-  'dp_mechanism', mechanism.GAUSSIAN, mechanism.MECHANISMS, 'The noise.'
+  'dp_mechanism',
+  mechanism.GAUSSIAN,
+  mechanism.MECHANISMS,
+  'The noise; distributed noise is planned by --dry_run of a binary.',
 )
 _SHAPE = {
   name: flags.DEFINE_integer(name, None, f'Of {owner}.', lower_bound=1)

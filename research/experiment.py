@@ -182,6 +182,8 @@ class Experiment:
     if is_new and self.task.kind == 'classification':
       constant = evaluation.constant_class_accuracy(self.task.data.test)
       self._config[_CONSTANT_CLASS] = constant
+    if self._privacy:
+      self._privacy.resume(self._last_row_round())
     self.run.write_config(self._config)
     total = self.loop.last_round_from(done)
     if total < self.loop.config.total_rounds:
@@ -210,6 +212,12 @@ class Experiment:
         trackers,
         stack.enter_context(progress_lib.Progress(total, done)),
       )
+
+  def _last_row_round(self) -> int:
+    """The last round that metrics.csv tells of, with a checkpoint or not."""
+    path = self.run.metrics_csv
+    rows = metrics_lib.read(path) if path.exists() else []
+    return rows[-1]['round'] if rows else 0
 
   def plot(self, state: Any) -> None:
     """Draws learning curves, the clients' data, and centroids of images."""
@@ -280,10 +288,13 @@ class Experiment:
     return '\n'.join(f'{name:<26}{value}' for name, value in table)
 
   def dry_run(self) -> str:
-    """Returns the estimated time, memory and data as text."""
+    """Returns the estimated time, memory, data and privacy as text."""
     done = self.loop.restore()[0]
     rounds = max(self.loop.config.total_rounds - done, 0)
-    return '\n'.join(estimate_lib.estimate(self.loop, rounds).lines())
+    lines = estimate_lib.estimate(self.loop, rounds).lines()
+    if self._privacy:
+      lines.append(self._privacy.forecast())
+    return '\n'.join(lines)
 
 
 def _shown(value: metrics_lib.Cell) -> str:

@@ -18,6 +18,7 @@ from research.privacy import (
   distributed_accounting,
   guarantee,
   local,
+  matrix_factorization,
   mechanism,
 )
 from research.privacy import canaries as canaries_lib
@@ -184,8 +185,14 @@ class PrivacyFlags:
     if task.data.validation is not None and not FLAGS.allow_unaccounted_release:
       _refuse('validation examples are taken from clients')
     try:
-      clients = guarantee.Sampling.of(sampler, FLAGS.total_rounds)
-      return self._resolve(clients, task, run)
+      journal = journal_lib.Journal(run.privacy_journal)
+      rounds = FLAGS.total_rounds
+      # What was released counts, however few rounds are asked for now. What
+      # correlates their noise is made for one number of rounds.
+      if FLAGS.dp_mechanism not in matrix_factorization.MECHANISMS:
+        rounds = max(rounds, journal.rounds)
+      clients = guarantee.Sampling.of(sampler, rounds)
+      return self._resolve(clients, task, run, journal)
     except ValueError as error:
       raise flags.IllegalFlagValueError(str(error)) from error
 
@@ -194,11 +201,18 @@ class PrivacyFlags:
     clients: guarantee.Sampling,
     task: task_lib.Task,
     run: run_directory.RunDirectory,
+    journal: journal_lib.Journal,
   ) -> private_rounds.PrivateRounds:
     delta = FLAGS.delta
     if delta is None:
       delta = guarantee.default_delta(clients.population)
     accountant = _accountant(clients, task, delta)
+    limit, first = FLAGS.max_epsilon, accountant.guarantee(1).epsilon
+    if limit is not None and first > limit and not journal.releases:
+      raise guarantee.AccountingError(
+        f'--max_epsilon={limit:g}: the first round alone has an epsilon of '
+        f'{guarantee.round_up(first)}. Allow more, or add noise.'
+      )
     settings = private_rounds.Settings(
       mechanism=FLAGS.dp_mechanism,
       noise_multiplier=accountant.noise_multiplier,
@@ -214,7 +228,7 @@ class PrivacyFlags:
     return private_rounds.PrivateRounds(
       settings,
       accountant,
-      journal_lib.Journal(run.privacy_journal),
+      journal,
       run.privacy_json,
       _canaries(task, clients),
     )
@@ -296,6 +310,25 @@ def _distributed_accountant(
     )
     encoding = dataclasses.replace(encoding, noise_multiplier=multiplier)
   return distributed_accounting.build(name, encoding, clients, delta)
+
+
+def refuse_release(what: str) -> None:
+  """Raises if a command would tell what private clients' data say.
+
+  Args:
+    what: That it would tell.
+
+  Raises:
+    flags.IllegalFlagValueError: If the run is private, and
+      `--allow_unaccounted_release` is not given.
+  """
+  if FLAGS.dp_mechanism == lib.NONE or FLAGS.allow_unaccounted_release:
+    return
+  raise flags.IllegalFlagValueError(
+    f'The run has --dp_mechanism={FLAGS.dp_mechanism}, and {what} without '
+    'noise: no guarantee covers that. If nobody else will see it, give '
+    '--allow_unaccounted_release.'
+  )
 
 
 def _refuse(what: str) -> None:

@@ -53,11 +53,19 @@ def export_run(
   card['parity'] = exported.verification
   if run.privacy_json.exists():
     card['privacy'] = json.loads(run.privacy_json.read_text())
+    if card['privacy']['is_amplified']:
+      card = _without_seed(card)
     if run.audit_json.exists():
       card['privacy']['audit'] = json.loads(run.audit_json.read_text())
   card['signatures'] = exported.signatures
   model_card.write(run.path, card)
   return exported.verification
+
+
+def _without_seed(card: dict[str, Any]) -> dict[str, Any]:
+  """Keeps back what tells who took part, on which the guarantee rests."""
+  secret = 'kept back: it tells who took part in which round'
+  return {**card, 'flags': {**card['flags'], 'seed': secret}}
 
 
 def _card(

@@ -109,10 +109,7 @@ def _privacy(privacy: Mapping[str, Any] | str) -> str:
   if isinstance(privacy, str):
     return privacy
   epsilon = guarantee.round_up(privacy['epsilon'])
-  return (
-    f'({epsilon}, {privacy["delta"]:g})-differential privacy of clients; see '
-    'below'
-  )
+  return f'({epsilon}, {privacy["delta"]:g})-{privacy["kind"]}; see below'
 
 
 def _privacy_sections(privacy: Mapping[str, Any] | str) -> list[str]:

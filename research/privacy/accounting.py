@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import dp_accounting as da
@@ -84,26 +84,26 @@ class Accountant:
     return self._spent.by_rdp(rounds, ()) if rounds else 0.0
 
   def most_rounds(
-    self, max_epsilon: float, repeated: Sequence[int] = ()
+    self,
+    max_epsilon: float,
+    done: int = 0,
+    spent: Callable[[int], tuple[int, Sequence[int]]] = lambda r: (r, ()),
   ) -> int:
-    """After how many rounds epsilon is not yet above a limit.
+    """To which round a run may go on without epsilon above a limit.
 
     Args:
       max_epsilon: The limit.
-      repeated: As of `guarantee`; these rounds count among the rounds.
+      done: The round that the run has come to.
+      spent: Of a later round: the arguments of `guarantee` once the run has
+        come to it, which nowhere spend less.
 
     Returns:
-      A number up to the planned rounds; -1 if `repeated` alone is above.
+      A round from `done` to the planned ones; `done` if the next is too much.
     """
-    low, high = len(repeated) - 1, self.sampling.total_rounds
-    if low < 0:
-      low = 0
-    elif self.guarantee(len(repeated), repeated).epsilon > max_epsilon:
-      return -1
-    # Invariant: low is within the limit, and what is above high is not.
+    low, high = done, self.sampling.total_rounds
     while low < high:
       middle = (low + high + 1) // 2
-      if self.guarantee(middle, repeated).epsilon <= max_epsilon:
+      if self.guarantee(*spent(middle)).epsilon <= max_epsilon:
         low = middle
       else:
         high = middle - 1

@@ -167,7 +167,8 @@ class Guarantee(guarantee_lib.Guarantee):
     number = guarantee_lib.round_up(self.epsilon_server)
     secret = (
       'This number uses that it is secret who took part in which round: keep '
-      'the seed that the cohorts were drawn from, too. '
+      'the seed that the cohorts were drawn from, too, and take one that '
+      'nobody guesses, which the default of --seed is not. '
       if self.amplified
       else ''
     )

@@ -5,6 +5,7 @@ import decimal
 import importlib.metadata
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 from research.training import sampling as sampling_lib
 
@@ -230,6 +231,7 @@ class Guarantee:
     amplified: Whether the numbers use that others don't know who takes part.
     rounds: That were released.
     repeated: How often each round that was released more than once was.
+    kind: What it is, in words.
   """
 
   epsilon_rdp: float
@@ -242,6 +244,8 @@ class Guarantee:
   amplified: bool
   rounds: int
   repeated: Sequence[int] = ()
+
+  kind: ClassVar[str] = 'differential privacy of clients'
 
   @property
   def epsilon(self) -> float:
@@ -278,7 +282,8 @@ class Guarantee:
         'exp(epsilon) times as likely under one neighbour as under the other.',
         self._accountants(),
         '**Not covered.** Whatever else was computed from the clients and made '
-        'known, as metrics, or settings that were chosen by earlier runs on '
+        'known, as their number and that of all their examples, metrics, or '
+        'settings that were chosen by earlier runs on '
         'them; people who are behind several clients; what the model says '
         'about clients in general; and that a computer adds rounded numbers, '
         'not real ones.',
@@ -295,7 +300,8 @@ class Guarantee:
       text += (
         ' The number uses that it is secret who took part in which round. '
         'Whoever knows that, or the seed that the cohorts were drawn from, has '
-        'a larger epsilon: keep the seed, too.'
+        'a larger epsilon: keep the seed, too, and take one that nobody '
+        'guesses, which the default of --seed is not.'
       )
     return text
 
@@ -312,8 +318,8 @@ class Guarantee:
     rdp = f'Renyi differential privacy gives {round_up(self.epsilon_rdp)}'
     if self.epsilon_pld is None:
       rest = (
-        'privacy loss distributions have no valid form for this sampling or '
-        'this delta'
+        'privacy loss distributions have no valid form for this sampling, this '
+        'noise or this delta'
       )
     else:
       rest = (

@@ -8,6 +8,7 @@ counts both.
 import collections
 import os
 import pathlib
+from collections.abc import Collection
 
 from research.training import atomic, run_directory
 
@@ -52,23 +53,22 @@ class Journal:
     """Different rounds among the releases."""
     return len(set(self._rounds))
 
-  def repeated(self, rounds_done: int | None = None) -> list[int]:
+  def repeated(self, again: Collection[int] = ()) -> list[int]:
     """How often each round was released that was released more than once.
 
     Args:
-      rounds_done: Counts the rounds after it once more, which a run that goes
-        on from there will draw again; None is as it is.
+      again: Rounds that will be drawn now; those that were released before
+        count once more.
     """
     counts = collections.Counter(self._rounds)
-    if rounds_done is not None:
-      counts.update(r for r in set(self._rounds) if r > rounds_done)
+    counts.update(set(self._rounds).intersection(again))
     return [times for times in counts.values() if times > 1]
 
   def check(self, rounds_done: int) -> None:
     """Raises if it lacks a round of those that a run has done.
 
     Args:
-      rounds_done: Of the checkpoint from which the run goes on.
+      rounds_done: To which the run has come, by a checkpoint or metrics.csv.
 
     Raises:
       JournalError: If so.
@@ -76,7 +76,7 @@ class Journal:
     missing = set(range(1, rounds_done + 1)) - set(self._rounds)
     if missing:
       raise JournalError(
-        f'{self._path} lacks round {min(missing)}, but the checkpoint is of '
+        f'{self._path} lacks round {min(missing)}, but the run has come to '
         f'round {rounds_done}: without it the privacy that was spent is '
         'unknown. Restore the file, or start anew under another '
         '--experiment_name.'

@@ -25,6 +25,13 @@ GAUSSIAN = 'local_gaussian'
 LAPLACE = 'local_laplace'
 PRIV_UNIT = 'local_priv_unit'
 MECHANISMS = (GAUSSIAN, LAPLACE, PRIV_UNIT)
+_CAVEATS = {
+  PRIV_UNIT: (
+    ' It sent one key to all clients of a round, so that clients with the very '
+    'same update sent the same report; in a deployment each has a key of its '
+    'own.'
+  )
+}
 
 ANY_TWO_VALUES = 'any_two_values_of_a_client'
 
@@ -143,11 +150,15 @@ class Guarantee(guarantee_lib.Guarantee):
     epsilon_report: Of one report.
     reports: That a client can have given, at most.
     norm: L1 or L2, by which updates are clipped.
+    caveat: What the simulation of this noise does otherwise than a deployment.
   """
 
   epsilon_report: float = math.inf
   reports: int = 0
   norm: str = 'L2'
+  caveat: str = ''
+
+  kind = 'local differential privacy of each client'
 
   def statement(self) -> str:
     """See base class."""
@@ -161,12 +172,12 @@ class Guarantee(guarantee_lib.Guarantee):
         f'rounds; ({report}, {delta}) for one report.',
         '**What is protected.** What a client reports, so everything that it '
         'holds for training: from its reports one can hardly tell which data '
-        f'it has, whatever these are ({self.relation}). Not protected is in '
-        'which rounds it took part.',
+        f'it has, whatever these are ({self.relation}). Not protected are in '
+        'which rounds it took part, and that it has examples at all: clients '
+        'without any are not asked.',
         '**Against whom.** Everyone, the server included, with any computing '
-        'power and any knowledge. **This is a simulation**: one process added '
-        "all clients' noise, to their sum, and hid nothing from whoever ran "
-        'it.',
+        'power and any knowledge. **This is a simulation**: one process drew '
+        f"all clients' noise and hid nothing from whoever ran it.{self.caveat}",
         f'**Noise.** {self.mechanism}, noise multiplier '
         f'{self.noise_multiplier:g} (standard deviation / clipping norm; no '
         f"client's update has a longer {self.norm} norm)."
@@ -176,6 +187,7 @@ class Guarantee(guarantee_lib.Guarantee):
         f'**Delta.** {delta}: but for events of about this probability, no '
         "client's reports are more than exp(epsilon) times as likely for one "
         'set of data as for another.',
+        self._accountants(),
         '**Not covered.** Whatever else a client made known; people who are '
         'behind several clients; and that a computer adds rounded numbers, not '
         'real ones.',
@@ -201,6 +213,7 @@ class Accountant(accounting.Accountant):
       _spending(mechanism, noise_multiplier, sampling, delta),
     )
     self._norm = _NORMS[mechanism]
+    self._caveat = _CAVEATS.get(mechanism, '')
     self.event = event(mechanism, noise_multiplier)
 
   def _compute(self, rounds: int, repeated: tuple[int, ...]) -> Guarantee:
@@ -211,6 +224,7 @@ class Accountant(accounting.Accountant):
       epsilon_report=self._epsilon(1),
       reports=_reports(self.sampling, rounds, repeated),
       norm=self._norm,
+      caveat=self._caveat,
     )
 
   def _epsilon(self, rounds: int) -> float:

@@ -117,7 +117,7 @@ def final(found: pd.DataFrame, metric: str) -> pd.DataFrame:
     A row per line: name, value, seeds, rounds, mean, deviation, epsilon, delta,
     relation.
   """
-  last = found.sort_values('round').groupby(
+  last = found.sort_values('round', kind='stable').groupby(
     ['name', 'value', 'seed'], sort=False, dropna=False, as_index=False
   )
   groups = last.tail(1).groupby(['name', 'value'], sort=False, dropna=False)

@@ -226,9 +226,11 @@ class TrainingLoop:
       begin = time.monotonic()
       state, row = self.train_round(state, round_num)
       trained = time.monotonic()
-      speed = row['examples'] / max(trained - begin, 1e-9)
       if self._privacy:
         row = self._privacy.public(row)
+      examples, speed = row.get('examples'), None
+      if examples is not None:
+        speed = examples / max(trained - begin, 1e-9)
       if self._is_due(round_num, self.config.rounds_per_evaluation):
         row.update(self.evaluate(state))
       evaluated = time.monotonic()

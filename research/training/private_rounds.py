@@ -31,6 +31,7 @@ COLUMNS = (
   'delta',
   'noise_multiplier',
   'noise_to_cohort_ratio',
+  'insecure_seeded_noise',
   'clip_norm',
 )
 
@@ -62,8 +63,8 @@ class Settings:
     noise_multiplier: Of a round, all of its releases together.
     max_epsilon: The run ends before the round that would exceed it.
     seed: Of the noise; None is secure noise.
-    noise_to_cohort_ratio: Standard deviation of the noise in a mean of all
-      clients that are expected to answer / clipping norm.
+    noise_to_cohort_ratio: The noise multiplier / the clients that are expected
+      to answer; of local noise, / the square root of their number.
     scheme: How clients are sampled; see `sampling.ClientSampler`.
     allow_unaccounted_release: Whether what is not noised is told, too.
     event: What a round must have released; None is Gaussian noise of the
@@ -123,9 +124,24 @@ class PrivateRounds:
     limit = self.settings.max_epsilon
     if limit is None:
       return total
-    again = [] if self._is_seeded else self._journal.repeated(done)
-    most = self._accountant.most_rounds(limit, again)
-    return min(total, max(most, done))
+
+    def spent(last: int) -> tuple[int, list[int]]:
+      return max(last, self._journal.rounds), self._repeated(done, last)
+
+    return min(total, self._accountant.most_rounds(limit, done, spent))
+
+  def resume(self, rounds_told: int) -> None:
+    """Accounts for what a process that was killed has released.
+
+    Args:
+      rounds_told: The last round of metrics.csv.
+
+    Raises:
+      journal_lib.JournalError: If the journal lacks one of these rounds.
+    """
+    self._journal.check(rounds_told)
+    if self._journal.releases:
+      atomic.write_json(self._report, self.report())
 
   def entry(self) -> dict[str, Any]:
     """Of config.json: what a run that goes on may not change."""
@@ -141,6 +157,7 @@ class PrivateRounds:
   def begin(self, state: Any, round_num: int) -> Any:
     """Journals a round and returns its state with the noise's key."""
     self._journal.append(round_num)
+    atomic.write_json(self._report, self.report())
     if self._is_seeded:
       key = noise.insecure_key(self.settings.seed, round_num)
     else:
@@ -162,13 +179,13 @@ class PrivateRounds:
     """
     self._check(dp.event(after.aggregator))
     now = self.guarantee()
-    atomic.write_json(self._report, self.report())
     return {
       'epsilon': now.epsilon,
       'epsilon_rdp': now.epsilon_rdp,
       'delta': now.delta,
       'noise_multiplier': self.settings.noise_multiplier,
       'noise_to_cohort_ratio': self.settings.noise_to_cohort_ratio,
+      'insecure_seeded_noise': int(self._is_seeded),
       'clip_norm': np.asarray(dp.clip_norm(before.aggregator)),
     }
 
@@ -211,9 +228,14 @@ class PrivateRounds:
 
   def guarantee(self) -> guarantee.Guarantee:
     """What holds for all that was released so far."""
+    return self._accountant.guarantee(self._journal.rounds, self._repeated())
+
+  def _repeated(self, done: int = 0, last: int = 0) -> list[int]:
+    """Repeated releases, with those of a run that goes on after `done`."""
     # A seeded round that is drawn again is the same release.
-    repeated = [] if self._is_seeded else self._journal.repeated()
-    return self._accountant.guarantee(self._journal.rounds, repeated)
+    if self._is_seeded:
+      return []
+    return self._journal.repeated(range(done + 1, last + 1))
 
   def audit(
     self, process: stateful.AnyProcess, state: Any, path: atomic.Path
@@ -243,6 +265,25 @@ class PrivateRounds:
     atomic.write_json(path, report.to_json())
     return report
 
+  def forecast(self) -> str:
+    """What will hold after all rounds, as lines of text."""
+    rounds = self._accountant.sampling.total_rounds
+    planned = self._accountant.guarantee(rounds)
+    epsilons = f'epsilon {guarantee.round_up(planned.epsilon)}'
+    if planned.epsilon_pld is not None:
+      rdp = guarantee.round_up(planned.epsilon_rdp)
+      epsilons += f' ({rdp} by Renyi differential privacy)'
+    return '\n'.join(
+      [
+        f'privacy      {epsilons}, delta {planned.delta:g}, {planned.kind} '
+        f'after {rounds} rounds',
+        f'             {planned.relation}, {planned.sampling.scheme} sampling '
+        f'of {planned.sampling.population} clients',
+        f'noise        {self.settings.mechanism}, noise multiplier '
+        f'{self.settings.noise_multiplier:g}',
+      ]
+    )
+
   def report(self) -> dict[str, Any]:
     """The guarantee so far, for people and for programs."""
     now, settings = self.guarantee(), self.settings
@@ -269,14 +310,19 @@ class PrivateRounds:
       sentences.append(_generator(settings.mechanism))
     return {
       'statement': '\n\n'.join(sentences),
+      'kind': now.kind,
       'epsilon': _finite_or_none(now.epsilon),
+      'epsilon_pld': _finite_or_none(now.epsilon_pld),
+      'epsilon_rdp': _finite_or_none(now.epsilon_rdp),
       'delta': now.delta,
       'unit': 'client',
       'relation': now.relation,
       'client_sampling': now.sampling.scheme,
       'population': now.sampling.population,
+      'is_amplified': now.amplified,
       'mechanism': settings.mechanism,
       'noise_multiplier': settings.noise_multiplier,
+      'rounds': now.rounds,
       'releases': self._journal.releases,
       'is_seeded': self._is_seeded,
     }
@@ -314,5 +360,5 @@ def _generator(mechanism: str) -> str:
   )
 
 
-def _finite_or_none(value: float) -> float | None:
-  return value if math.isfinite(value) else None
+def _finite_or_none(value: float | None) -> float | None:
+  return value if value is not None and math.isfinite(value) else None

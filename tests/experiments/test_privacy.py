@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 
 import pytest
@@ -35,6 +36,7 @@ PUBLIC = {
   'delta',
   'noise_multiplier',
   'noise_to_cohort_ratio',
+  'insecure_seeded_noise',
   'clip_norm',
 }
 
@@ -55,6 +57,8 @@ def whole(tmp_path_factory):
   result = run(root)
   assert result.returncode == 0, result.stderr
   assert 'epsilon' in result.stderr
+  # With the time it would tell how many clients took part.
+  assert 'examples/s' not in result.stderr
   return root
 
 
@@ -79,6 +83,37 @@ def test_the_model_card_states_the_guarantee(whole):
   assert 'add_or_remove_one_client' in text
   assert 'ChaCha20' in text
   assert 'seeded' not in card['privacy']['statement']
+  # By the seed anyone could tell who took part.
+  assert card['flags']['seed'] != 0 and '| --seed | 0 |' not in text
+
+
+@pytest.mark.parametrize(
+  'command', [('evaluate', '--split=train'), ('personalize',)]
+)
+def test_what_clients_say_of_a_finished_run_is_kept_back(command, whole):
+  result = binary.run(*command, f'--run_dir={whole / "emnist"}')
+  assert result.returncode == 2
+  assert 'give --allow_unaccounted_release' in result.stderr
+
+
+def test_a_dry_run_tells_what_it_will_cost(whole, capsys):
+  given = [*PRIVATE, '--dry_run', f'--root_output_dir={whole / "dry"}']
+  with binary.parsed('emnist', *given):
+    emnist.main(['emnist'])
+  text = capsys.readouterr().out
+  assert guarantee.round_up(rows(whole)[-1]['epsilon']) in text
+  assert 'noise multiplier 1.5' in text and 'add_or_remove' in text
+
+
+def test_fewer_rounds_than_were_released_are_accounted(whole, tmp_path):
+  shutil.copytree(whole / 'emnist', tmp_path / 'emnist')
+  with open(tmp_path / 'emnist' / 'privacy_journal.txt', 'a') as journal:
+    journal.write('5\n')
+  result = run(tmp_path)
+  assert result.returncode == 0, result.stderr
+  card = json.loads((tmp_path / 'emnist' / 'model_card.json').read_text())
+  assert card['privacy']['rounds'] == card['privacy']['releases'] == 5
+  assert card['privacy']['epsilon'] > rows(whole)[-1]['epsilon']
 
 
 def test_secure_noise_differs_and_seeded_noise_does_not(whole, tmp_path):
@@ -91,6 +126,7 @@ def test_secure_noise_differs_and_seeded_noise_does_not(whole, tmp_path):
     assert result.returncode == 0, result.stderr
   assert weights(tmp_path / 'secure') != weights(whole)
   assert weights(tmp_path / 'seeded') == weights(tmp_path / 'again')
+  assert rows(tmp_path / 'seeded')[0]['insecure_seeded_noise'] == 1
   report = json.loads((tmp_path / 'seeded/emnist/privacy.json').read_text())
   assert report['statement'].startswith('The noise is seeded')
 
@@ -284,6 +320,7 @@ def test_what_does_not_fit_is_refused_before_data_is_loaded(arguments, message):
     (['--validation_examples=20'], 'validation examples are taken from'),
     (['--noise_multiplier=0'], 'without noise there is no privacy'),
     (['--delta=0.5'], 'must be above 0 and below'),
+    (['--max_epsilon=0.01'], 'the first round alone has an epsilon of'),
     (
       ['--dp_mechanism=distributed_skellam', '--secure_sum_bits=2'],
       'give at least',

@@ -303,9 +303,9 @@ def test_most_rounds_is_the_last_within_the_limit(max_epsilon):
 def test_most_rounds_counts_repetitions():
   accountant = gaussian(1.0, total_rounds=60)
   limit = accountant.guarantee(30, (2, 3)).epsilon
-  assert accountant.most_rounds(limit, (2, 3)) == 30
+  assert accountant.most_rounds(limit, 2, lambda r: (r, (2, 3))) == 30
   assert accountant.most_rounds(limit) > 30
-  assert accountant.most_rounds(1e-3, (2, 3)) == -1
+  assert accountant.most_rounds(1e-3, 2, lambda r: (r, (2, 3))) == 2
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,19 @@ def test_the_last_values_have_mean_and_deviation_over_seeds(found):
   assert list(last['relation']) == [None, *['replace_one_client'] * 2]
 
 
+def test_lines_keep_their_order(tmp_path):
+  # Enough rows for a sorting that is not stable to mix them.
+  names = [f'file{number}' for number in range(30)]
+  runs = {
+    (comparison.Line(name, None, ()), 0): run(
+      tmp_path / name, [(r, 0.1, None) for r in range(1, 11)]
+    )
+    for name in names
+  }
+  found = comparison.by_round(runs, 'test_accuracy')
+  assert list(comparison.final(found, 'test_accuracy')['name']) == names
+
+
 def test_the_table_shows_rounds_on_the_way(found):
   text = comparison.table(found, 'test_accuracy', [1])
   assert 'private 4, test_accuracy by round:' in text

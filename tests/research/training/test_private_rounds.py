@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 
 import dp_accounting
 import numpy as np
@@ -15,6 +16,7 @@ from research.privacy import (
   distributed_accounting,
   guarantee,
   journal,
+  mechanism,
   noise,
 )
 from research.runtime import in_process
@@ -69,6 +71,7 @@ def test_a_round_is_accounted_by_what_it_released(query, tmp_path):
   assert tuple(row) == private_rounds.COLUMNS
   assert row['noise_multiplier'] == 2.0
   assert row['noise_to_cohort_ratio'] == 0.04
+  assert row['insecure_seeded_noise'] == 0
   assert row['clip_norm'] == np.float32(0.7)
   assert row['epsilon'] == wrapped.guarantee().epsilon > 0
 
@@ -151,6 +154,61 @@ def test_a_budget_counts_what_a_kill_made_to_be_drawn_again(tmp_path):
   assert rounds(tmp_path, max_epsilon=limit).last_round(3, 10) == 6
   seeded = rounds(tmp_path, max_epsilon=limit, seed=0)
   assert seeded.last_round(2, 10) == 6
+
+
+def _correlated_rounds(directory, **settings):
+  sampling = guarantee.Sampling('cyclic_poisson', 1000, 50, 10, 1)
+  strategy = mechanism.strategy('blt', 10, 1)
+  return private_rounds.PrivateRounds(
+    private_rounds.Settings('blt', 2.0, 0.04, **settings),
+    accounting.build_correlated(strategy, 2.0, sampling, 1e-5),
+    journal.Journal(directory / 'journal.txt'),
+    directory / 'privacy.json',
+  )
+
+
+@pytest.mark.parametrize('build', [rounds, _correlated_rounds])
+@pytest.mark.parametrize('done', [0, 2, 4, 6])
+def test_a_run_that_goes_on_keeps_its_budget(build, done, tmp_path):
+  """Round by round, as it will be charged, after a kill in the sixth round."""
+  path = tmp_path / 'journal.txt'
+  killed = ''.join(f'{r}\n' for r in (1, 2, 3, 4, 5, 6))
+  charged = {}
+  for last in range(done, 11):
+    drawn = ''.join(f'{r}\n' for r in range(done + 1, last + 1))
+    path.write_text(killed + drawn)
+    charged[last] = build(tmp_path).guarantee().epsilon
+  for limit in sorted({*charged.values(), charged[10] / 2}):
+    path.write_text(killed)
+    found = build(tmp_path, max_epsilon=limit).last_round(done, 10)
+    within = [last for last, epsilon in charged.items() if epsilon <= limit]
+    assert found == max([done, *within])
+
+
+def test_what_is_released_is_reported_before_and_after_a_kill(tmp_path):
+  def reported():
+    return json.loads((tmp_path / 'privacy.json').read_text())
+
+  query = dp.FixedClipQuery(1.0, 2.0, 50.0)
+  release(query, rounds(tmp_path), round_num=1)
+  assert reported()['releases'] == 1
+  assert reported()['relation'] == 'add_or_remove_one_client'
+  assert reported()['epsilon'] == reported()['epsilon_pld']
+  # A kill between the journal and the report.
+  (tmp_path / 'journal.txt').write_text('1\n2\n')
+  rounds(tmp_path).resume(1)
+  assert reported()['releases'] == reported()['rounds'] == 2
+  with pytest.raises(journal.JournalError, match='lacks round 3'):
+    rounds(tmp_path).resume(3)
+
+
+def test_a_forecast_is_of_all_rounds(tmp_path):
+  text = rounds(tmp_path).forecast()
+  after = rounds(tmp_path)._accountant.guarantee(10)
+  for value in (after.epsilon, after.epsilon_rdp):
+    assert guarantee.round_up(value) in text
+  for part in ('delta 1e-05', 'after 10 rounds', 'poisson', 'multiplier 2'):
+    assert part in text
 
 
 def test_seeded_keys_are_of_the_seed_and_secure_ones_are_not(tmp_path):
