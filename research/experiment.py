@@ -183,7 +183,7 @@ class Experiment:
       constant = evaluation.constant_class_accuracy(self.task.data.test)
       self._config[_CONSTANT_CLASS] = constant
     if self._privacy:
-      self._privacy.resume(self._last_row_round())
+      self._privacy.resume(metrics_lib.last_round(self.run.metrics_csv))
     self.run.write_config(self._config)
     total = self.loop.last_round_from(done)
     if total < self.loop.config.total_rounds:
@@ -212,12 +212,6 @@ class Experiment:
         trackers,
         stack.enter_context(progress_lib.Progress(total, done)),
       )
-
-  def _last_row_round(self) -> int:
-    """The last round that metrics.csv tells of, with a checkpoint or not."""
-    path = self.run.metrics_csv
-    rows = metrics_lib.read(path) if path.exists() else []
-    return rows[-1]['round'] if rows else 0
 
   def plot(self, state: Any) -> None:
     """Draws learning curves, the clients' data, and centroids of images."""

@@ -163,6 +163,11 @@ class Guarantee(guarantee_lib.Guarantee):
 
   epsilon_server: float = math.inf
 
+  def summary(self) -> str:
+    """See base class."""
+    server = guarantee_lib.round_up(self.epsilon_server)
+    return f'{super().summary()}, {server} against the server'
+
   def _adversary(self) -> str:
     number = guarantee_lib.round_up(self.epsilon_server)
     secret = (

@@ -257,6 +257,13 @@ class Guarantee:
     """How often something noised was released."""
     return self.rounds + sum(times - 1 for times in self.repeated)
 
+  def summary(self) -> str:
+    """Its numbers in a line."""
+    numbers = f'epsilon {round_up(self.epsilon)}'
+    if self.epsilon_pld is not None:
+      numbers += f' ({round_up(self.epsilon_rdp)} by Renyi)'
+    return f'{numbers} at delta {self.delta:g}'
+
   def statement(self) -> str:
     """The guarantee in sentences, for those who will rely on it."""
     delta = f'{self.delta:g}'

@@ -160,6 +160,11 @@ class Guarantee(guarantee_lib.Guarantee):
 
   kind = 'local differential privacy of each client'
 
+  def summary(self) -> str:
+    """See base class."""
+    one = guarantee_lib.round_up(self.epsilon_report)
+    return f'{super().summary()}, {one} for one report'
+
   def statement(self) -> str:
     """See base class."""
     delta = f'{self.delta:g}'

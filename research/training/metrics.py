@@ -111,6 +111,16 @@ class MetricsCsv:
     self._last_round = kept[-1] if kept else -1
 
 
+def last_round(path: atomic.Path) -> int:
+  """The last round that such a file tells of; 0 if it has none or isn't there.
+
+  Args:
+    path: The file.
+  """
+  rows = read(path) if pathlib.Path(path).exists() else []
+  return rows[-1]['round'] if rows else 0
+
+
 def read(path: atomic.Path) -> list[dict[str, Cell]]:
   """Reads the complete rows of such a file, also while it is being written.
 

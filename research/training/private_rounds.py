@@ -269,14 +269,10 @@ class PrivateRounds:
     """What will hold after all rounds, as lines of text."""
     rounds = self._accountant.sampling.total_rounds
     planned = self._accountant.guarantee(rounds)
-    epsilons = f'epsilon {guarantee.round_up(planned.epsilon)}'
-    if planned.epsilon_pld is not None:
-      rdp = guarantee.round_up(planned.epsilon_rdp)
-      epsilons += f' ({rdp} by Renyi differential privacy)'
     return '\n'.join(
       [
-        f'privacy      {epsilons}, delta {planned.delta:g}, {planned.kind} '
-        f'after {rounds} rounds',
+        f'privacy      {planned.summary()} after {rounds} rounds',
+        f'             {planned.kind}',
         f'             {planned.relation}, {planned.sampling.scheme} sampling '
         f'of {planned.sampling.population} clients',
         f'noise        {self.settings.mechanism}, noise multiplier '

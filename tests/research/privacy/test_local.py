@@ -123,6 +123,7 @@ def test_the_statement_is_of_one_client_against_the_server(mechanism, norm):
   assert 'at most 7 reports' in text
   assert guarantee.round_up(told.epsilon_report) in text
   assert 'the server included' in text
+  assert told.summary().endswith('for one report')
   assert 'This is a simulation' in text
   assert ('sent one key' in text) == (mechanism == local.PRIV_UNIT)
   assert 'Renyi differential privacy gives' in text

@@ -207,6 +207,9 @@ def test_a_forecast_is_of_all_rounds(tmp_path):
   after = rounds(tmp_path)._accountant.guarantee(10)
   for value in (after.epsilon, after.epsilon_rdp):
     assert guarantee.round_up(value) in text
+  server = _distributed_rounds(tmp_path)._accountant.guarantee(10)
+  number = guarantee.round_up(server.epsilon_server)
+  assert f'{number} against' in _distributed_rounds(tmp_path).forecast()
   for part in ('delta 1e-05', 'after 10 rounds', 'poisson', 'multiplier 2'):
     assert part in text
 
