@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import json
 import pathlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +14,7 @@ from research import flags as flags_lib
 from research.algorithms import local_training, registry, stateful
 from research.export import exporter, parity
 from research.privacy import audit_report
-from research.runtime import accelerators, planner
+from research.runtime import planner
 from research.runtime import registry as runtimes
 from research.tasks import task as task_lib
 from research.training import checkpoint as checkpoint_lib
@@ -163,7 +161,7 @@ class Experiment:
         groups.algorithm.faults(task),
         privacy,
       )
-      config |= _runtime_entries(runtime, saved, _rounds_done(run))
+      config |= provenance.runtime_entries(runtime, saved, _rounds_done(run))
       if privacy:
         config['privacy'] = _same_privacy(saved, privacy.entry())
       started = cls(run, task, loop, output, config, privacy)
@@ -343,46 +341,6 @@ def _same_privacy(
       '--target_epsilon finds the noise.'
     )
   return entry
-
-
-def _runtime_entries(
-  runtime: runtimes.Runtime, saved: dict[str, Any] | None, done: int
-) -> dict[str, Any]:
-  """Describes a prepared runtime, on stderr what its user must know.
-
-  A run may go on in another runtime, which can change the last bits of its
-  results: `earlier_runtimes` keeps what the first rounds ran on.
-
-  Args:
-    runtime: The runtime, after `prepare`.
-    saved: The config.json of the run so far.
-    done: Rounds of the run so far.
-
-  Returns:
-    Entries of config.json.
-  """
-  now = runtime.describe()
-  found = accelerators.probe()
-  warning = None
-  # Whoever names the CPU knows that it is the CPU.
-  if flags.FLAGS.device != 'cpu':
-    warning = accelerators.idle_warning(found, now['device'], now['reason'])
-  if warning:
-    print(f'WARNING: {warning}', file=sys.stderr, flush=True)
-  if not now['deterministic']:
-    print(accelerators.bits_warning(now['device']), file=sys.stderr, flush=True)
-  now['accelerators'] = accelerators.describe(found, warning)
-  now = json.loads(json.dumps(now))
-  earlier = list((saved or {}).get('earlier_runtimes', []))
-  before = (saved or {}).get('runtime', now)
-  if done and before != now:
-    earlier.append({'up_to_round': done, **before})
-    logging.warning(
-      'Resuming in another runtime (was %s, now %s): the last bits of results '
-      'may differ',
-      *run_directory.differing(before, now),
-    )
-  return {'runtime': now} | ({'earlier_runtimes': earlier} if earlier else {})
 
 
 def _with_noise(

@@ -7,7 +7,7 @@ import sys
 import pytest
 from absl import flags, logging
 
-from research import experiment
+from research import experiment, provenance
 from research.runtime import accelerators
 from tests.experiments import binary
 
@@ -44,7 +44,7 @@ def entries(monkeypatch):
     found = accelerators.Accelerators(gpus=gpus)
     monkeypatch.setattr(accelerators, 'probe', lambda: found)
     with binary.parsed('emnist', f'--device={device}'):
-      return experiment._runtime_entries(runtime, saved, done)
+      return provenance.runtime_entries(runtime, saved, done)
 
   return call
 
