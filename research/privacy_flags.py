@@ -207,12 +207,8 @@ class PrivacyFlags:
     if delta is None:
       delta = guarantee.default_delta(clients.population)
     accountant = _accountant(clients, task, delta)
-    limit, first = FLAGS.max_epsilon, accountant.guarantee(1).epsilon
-    if limit is not None and first > limit and not journal.releases:
-      raise guarantee.AccountingError(
-        f'--max_epsilon={limit:g}: the first round alone has an epsilon of '
-        f'{guarantee.round_up(first)}. Allow more, or add noise.'
-      )
+    if FLAGS.max_epsilon is not None and not journal.releases:
+      _check_limit(FLAGS.max_epsilon, accountant.guarantee(1).epsilon)
     settings = private_rounds.Settings(
       mechanism=FLAGS.dp_mechanism,
       noise_multiplier=accountant.noise_multiplier,
@@ -231,6 +227,15 @@ class PrivacyFlags:
       journal,
       run.privacy_json,
       _canaries(task, clients),
+    )
+
+
+def _check_limit(limit: float, first: float) -> None:
+  """Raises if a budget allows no round."""
+  if first > limit:
+    raise guarantee.AccountingError(
+      f'--max_epsilon={limit:g}: the first round alone has an epsilon of '
+      f'{guarantee.round_up(first)}. Allow more, or add noise.'
     )
 
 

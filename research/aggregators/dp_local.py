@@ -87,13 +87,8 @@ class LocalLaplaceQuery(LocalGaussianQuery):
     total = parameter * noise.sum_of_laplace(
       key, _STREAM, tf.cast(reports.clients, tf.int32), size
     )
-    parts = tf.split(
-      tf.cast(total, tf.float32), [math.prod(t.shape) for t in flat]
-    )
-    noised = [
-      x + tf.reshape(y, x.shape) for x, y in zip(flat, parts, strict=True)
-    ]
-    return tf.nest.pack_sequence_as(reports.update, noised)
+    drawn = _shaped(tf.cast(total, tf.float32), reports.update)
+    return tf.nest.map_structure(tf.add, reports.update, drawn)
 
 
 class LocalPrivUnitQuery(dp.FixedClipQuery):
@@ -116,12 +111,7 @@ class LocalPrivUnitQuery(dp.FixedClipQuery):
     report = self._report(
       tf.concat(flat, axis=0), params.clip_norm, params.noise_key
     )
-    parts = tf.split(report, [vector.shape[0] for vector in flat])
-    return tf.nest.map_structure(
-      lambda part, like: tf.reshape(part, like.shape),
-      tf.nest.pack_sequence_as(clipped, parts),
-      clipped,
-    )
+    return _shaped(report, clipped)
 
   def _report(
     self, update: tf.Tensor, clip_norm: tf.Tensor, key: tf.Tensor
@@ -162,6 +152,14 @@ class LocalPrivUnitQuery(dp.FixedClipQuery):
 
   def _event(self):
     return local.event(self.mechanism, self._noise_multiplier)
+
+
+def _shaped(vector: tf.Tensor, like: Any) -> Any:
+  """The parts of a vector in the shapes of a structure of tensors."""
+  flat = tf.nest.flatten(like)
+  parts = tf.split(vector, [math.prod(tensor.shape) for tensor in flat])
+  shaped = [tf.reshape(p, t.shape) for p, t in zip(parts, flat, strict=True)]
+  return tf.nest.pack_sequence_as(like, shaped)
 
 
 def _salt(update: tf.Tensor) -> tf.Tensor:

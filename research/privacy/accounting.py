@@ -182,6 +182,28 @@ def build(
   )
 
 
+def build_gaussian(
+  noise_multiplier: float,
+  sampling: guarantee_lib.Sampling,
+  delta: float,
+  strategy: Strategy | None = None,
+) -> Accountant:
+  """An accountant of Gaussian noise, independent in each round or correlated.
+
+  Args:
+    noise_multiplier: Standard deviation of the noise / clipping norm.
+    sampling: See `build`, as for delta.
+    delta: See there.
+    strategy: See `build_correlated`; None for independent noise.
+
+  Raises:
+    guarantee.AccountingError: As these two.
+  """
+  if strategy is None:
+    return build(da.GaussianDpEvent(noise_multiplier), sampling, delta)
+  return build_correlated(strategy, noise_multiplier, sampling, delta)
+
+
 def build_correlated(
   strategy: Strategy,
   noise_multiplier: float,

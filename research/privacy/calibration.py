@@ -8,7 +8,6 @@ import math
 import pathlib
 from collections.abc import Callable
 
-import dp_accounting as da
 from scipy import optimize
 
 from research.privacy import accounting
@@ -55,9 +54,7 @@ def noise_multiplier(
   guarantee_lib.check_target(target_epsilon)
 
   def accountant(noise: float) -> accounting.Accountant:
-    if strategy is None:
-      return accounting.build(da.GaussianDpEvent(noise), sampling, delta)
-    return accounting.build_correlated(strategy, noise, sampling, delta)
+    return accounting.build_gaussian(noise, sampling, delta, strategy)
 
   # Refuses what has no accounting, before anything is looked up.
   accountant(1.0)

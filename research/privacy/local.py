@@ -11,10 +11,12 @@ can.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import dp_accounting as da
+import numpy as np
 from dp_accounting import rdp
 from scipy import special
 
@@ -25,6 +27,7 @@ GAUSSIAN = 'local_gaussian'
 LAPLACE = 'local_laplace'
 PRIV_UNIT = 'local_priv_unit'
 MECHANISMS = (GAUSSIAN, LAPLACE, PRIV_UNIT)
+_ORDERS = rdp.RdpAccountant().orders
 _CAVEATS = {
   PRIV_UNIT: (
     ' It sent one key to all clients of a round, so that clients with the very '
@@ -65,73 +68,45 @@ def event(mechanism: str, noise_multiplier: float) -> da.DpEvent:
   return da.GaussianDpEvent(relative)
 
 
-class Laplace:
-  """Reports of a client with Laplace noise.
-
-  A change of an L1 norm is worst in a single coordinate: the divergence is
-  convex in a coordinate's change and 0 without one.
+class PureReports:
+  """Reports of a client of which each is private with a delta of 0.
 
   Args:
     sampling: Says how often a client takes part at most.
     delta: Of the guarantee.
-    parameter: Of the noise / L1 norm of the change.
+    epsilon: Of one report.
+    divergence: Renyi divergence of one report at the orders of `_ORDERS`.
+    composed: Epsilon of a number of reports by the distribution of their
+      privacy loss; None if it isn't known.
   """
 
   amplified = False
-  pld_is_valid = False
-
-  def __init__(
-    self, sampling: guarantee_lib.Sampling, delta: float, parameter: float
-  ):
-    self._sampling = sampling
-    self._delta = delta
-    self._parameter = parameter
-
-  def by_rdp(self, rounds: int, repeated: Sequence[int]) -> float:
-    """By Renyi differential privacy, or as the sum of the reports' epsilons."""
-    count = _reports(self._sampling, rounds, repeated)
-    accountant = rdp.RdpAccountant()
-    accountant.compose(da.LaplaceDpEvent(self._parameter), count)
-    pure = count / self._parameter
-    return min(accountant.get_epsilon(self._delta), pure)
-
-
-class PrivUnit:
-  """Reports of a client by PrivUnit.
-
-  Args:
-    sampling: Says how often a client takes part at most.
-    delta: Of the guarantee.
-    noise_multiplier: See `priv_unit.epsilon`.
-  """
-
-  amplified = False
-  pld_is_valid = True
 
   def __init__(
     self,
     sampling: guarantee_lib.Sampling,
     delta: float,
-    noise_multiplier: float,
+    epsilon: float,
+    divergence: np.ndarray,
+    composed: Callable[[int], float] | None = None,
   ):
-    self._sampling = sampling
+    self._count = functools.partial(_reports, sampling)
     self._delta = delta
-    self._noise_multiplier = noise_multiplier
+    self._one_epsilon = epsilon
+    self._divergence = divergence
+    self._composed = composed
+    self.pld_is_valid = composed is not None
 
   def by_rdp(self, rounds: int, repeated: Sequence[int]) -> float:
     """By Renyi differential privacy, or as the sum of the reports' epsilons."""
-    count = _reports(self._sampling, rounds, repeated)
-    orders = rdp.RdpAccountant().orders
-    one = priv_unit.renyi_divergence(self._noise_multiplier, orders)
-    found, _ = rdp.compute_epsilon(orders, count * one, self._delta)
-    return min(found, count * priv_unit.epsilon(self._noise_multiplier))
+    count = self._count(rounds, repeated)
+    total = count * self._divergence
+    found, _ = rdp.compute_epsilon(_ORDERS, total, self._delta)
+    return min(found, count * self._one_epsilon)
 
   def by_pld(self, rounds: int, repeated: Sequence[int]) -> float:
-    """By the distribution of the privacy loss."""
-    count = _reports(self._sampling, rounds, repeated)
-    return priv_unit.composed_epsilon(
-      self._noise_multiplier, count, self._delta
-    )
+    """By the distribution of the privacy loss, where `pld_is_valid`."""
+    return self._composed(self._count(rounds, repeated))
 
 
 def _reports(
@@ -243,12 +218,23 @@ def _spending(
   noise_multiplier: float,
   sampling: guarantee_lib.Sampling,
   delta: float,
-) -> spending.Gaussian | Laplace | PrivUnit:
+) -> spending.Gaussian | PureReports:
   if mechanism == PRIV_UNIT:
-    return PrivUnit(sampling, delta, noise_multiplier)
+    return PureReports(
+      sampling,
+      delta,
+      priv_unit.epsilon(noise_multiplier),
+      priv_unit.renyi_divergence(noise_multiplier, _ORDERS),
+      lambda reports: priv_unit.composed_epsilon(
+        noise_multiplier, reports, delta
+      ),
+    )
   if mechanism == LAPLACE:
-    parameter = event(mechanism, noise_multiplier).noise_multiplier
-    return Laplace(sampling, delta, parameter)
+    # A change of an L1 norm is worst in a single coordinate: the divergence is
+    # convex in a coordinate's change and 0 without one.
+    one = event(mechanism, noise_multiplier)
+    divergence = rdp.RdpAccountant(_ORDERS).compose(one).rdp
+    return PureReports(sampling, delta, 1 / one.noise_multiplier, divergence)
 
   def mu(rounds: int, repeated: Sequence[int]) -> float:
     reports = _reports(sampling, rounds, repeated)

@@ -3,8 +3,6 @@
 import functools
 import pathlib
 
-import dp_accounting as da
-
 from research.privacy import (
   accounting,
   calibration,
@@ -81,12 +79,9 @@ def accountant(
   """
   if mechanism in local.MECHANISMS:
     return local.build(mechanism, noise_multiplier, sampling, delta)
-  if correlation is not None:
-    return accounting.build_correlated(
-      correlation, noise_multiplier, sampling, delta
-    )
-  event = da.GaussianDpEvent(noise_multiplier)
-  return accounting.build(event, sampling, delta)
+  return accounting.build_gaussian(
+    noise_multiplier, sampling, delta, correlation
+  )
 
 
 def noise_multiplier(
