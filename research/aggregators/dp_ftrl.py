@@ -274,6 +274,9 @@ class CorrelatedNoiseQuery(tfp.SumAggregationDPQuery):
 class CorrelatedNoiseFactory(tff.aggregators.WeightedAggregationFactory):
   """Aggregates updates of any structure of float32 tensors, without weights.
 
+  Its memory, in tensors of float32 of a model's size, is bands - 1, buffers, or
+  the logarithm of the restart period.
+
   Attributes:
     strategy: How the noise is correlated, for accounting.
   """
@@ -295,42 +298,3 @@ class CorrelatedNoiseFactory(tff.aggregators.WeightedAggregationFactory):
       raise TypeError(f'An update must be of float32, not of {names}.')
     query = CorrelatedNoiseQuery(self.strategy, specs, **self._arguments)
     return dp.factory(query).create(value_type, weight_type)
-
-
-def build(
-  mechanism: str,
-  *,
-  clip_norm: float,
-  noise_multiplier: float,
-  clients_per_round: float,
-  total_rounds: int,
-  min_separation: int,
-  adaptive_clipping: dp.AdaptiveClipping | None = None,
-  **strategy_arguments,
-) -> CorrelatedNoiseFactory:
-  """The aggregator of a mechanism.
-
-  Args:
-    mechanism: One of `matrix_factorization.MECHANISMS`.
-    clip_norm: See `CorrelatedNoiseQuery`, as for the other arguments of it.
-    noise_multiplier: See there.
-    clients_per_round: See there.
-    total_rounds: See `matrix_factorization.build`.
-    min_separation: See there.
-    adaptive_clipping: See `CorrelatedNoiseQuery`.
-    **strategy_arguments: The others of `matrix_factorization.build`.
-
-  Returns:
-    An aggregator that ignores the clients' weights. Its memory, in tensors of
-    float32 of a model's size, is bands - 1, buffers, or the logarithm of the
-    restart period.
-  """
-  return CorrelatedNoiseFactory(
-    matrix_factorization.build(
-      mechanism, total_rounds, min_separation, **strategy_arguments
-    ),
-    clip_norm=clip_norm,
-    noise_multiplier=noise_multiplier,
-    clients_per_round=clients_per_round,
-    adaptive_clipping=adaptive_clipping,
-  )

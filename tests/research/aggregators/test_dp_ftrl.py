@@ -294,10 +294,16 @@ def test_numbers_out_of_range_are_refused(name, value):
     _query(STRATEGIES['bands'], **{name: value})
 
 
-def _build(mechanism: str, **changes) -> dp_ftrl.CorrelatedNoiseFactory:
-  arguments = {'clip_norm': 0.3, 'noise_multiplier': 0.1}
-  arguments |= {'clients_per_round': 6, 'total_rounds': ROUNDS}
-  return dp_ftrl.build(mechanism, **arguments, min_separation=4, **changes)
+def _build(
+  mechanism: str, adaptive_clipping=None, **shape
+) -> dp_ftrl.CorrelatedNoiseFactory:
+  return dp_ftrl.CorrelatedNoiseFactory(
+    mf.build(mechanism, ROUNDS, min_separation=4, **shape),
+    clip_norm=0.3,
+    noise_multiplier=0.1,
+    clients_per_round=6,
+    adaptive_clipping=adaptive_clipping,
+  )
 
 
 def test_only_float32_is_taken():
