@@ -86,8 +86,8 @@ lock: env ## Compile requirements/*.in (ARGS=--upgrade for new releases).
 lock-check: env ## Prove that requirements/*.in and *.txt are in step.
 	requirements/lock.sh --check
 
-env: ## Make .venv (PYTHON= EXTRAS=bert, ray, gpu).
-	@PYTHON=$(PYTHON) requirements/set_up.sh .venv dev $(EXTRAS)
+env: ## Make .venv (PYTHON= EXTRAS=ray, gpu).
+	@PYTHON=$(PYTHON) requirements/set_up.sh .venv dev bert $(EXTRAS)
 
 serving: ## Make .venv-serving, which proves exports without TensorFlow.
 	@PYTHON=$(PYTHON) requirements/set_up.sh .venv-serving serving

@@ -32,6 +32,8 @@ REPLAYED = (
   'NoOp',
   'Identity',
 )
+# Of weights that are read from a file, see `models.weight_store`.
+_FROM_FILE = {'ReadFile', 'DecodeRaw', 'Reshape', 'Const', 'Identity'}
 _TF_DATA = re.compile('Dataset|Iterator|Optional')
 
 
@@ -76,6 +78,17 @@ class Body:
     self.arguments = [split(name)[0] for name in arguments]
     self.outputs = [split(name) for name in outputs]
     self.order = self._sort([name for name, _ in self.outputs] + [*controls])
+
+  @property
+  def nodes_in_order(self) -> list[NodeDef]:
+    """The needed ops."""
+    return [self.nodes[name] for name in self.order]
+
+  @property
+  def is_from_file(self) -> bool:
+    """Whether the outputs depend on files and constants alone."""
+    ops = {node.op for node in self.nodes_in_order}
+    return 'ReadFile' in ops and ops <= _FROM_FILE
 
   def _sort(self, wanted: Sequence[str]) -> list[str]:
     order, done = [], set(self.arguments)
@@ -164,6 +177,17 @@ class Graph:
   def op_counts(self, body: Body) -> collections.Counter[str]:
     """Counts the ops of a body and of all functions below it."""
     return collections.Counter(node.op for node in self.walk(body))
+
+  def files(self, body: Body) -> set[str]:
+    """Names of the files that a body reads, where they are constants."""
+    found = set()
+    for name in body.order:
+      node = body.nodes[name]
+      if node.op == 'ReadFile':
+        source = body.nodes[split(node.input[0])[0]]
+        if source.op == 'Const':
+          found.add(tf.make_ndarray(source.attr['value'].tensor).item().decode())
+    return found
 
   def unsupported(self, body: Body) -> list[str]:
     """Names the ops that can't be replayed; empty if all can be."""

@@ -40,6 +40,7 @@ class Leaf:
     op_counts: How often each op occurs, those of functions included.
     unsupported: Why it can't be replayed; empty if it can.
     has_sequence: Whether an argument or a result is a dataset.
+    files: Names of files with initial values of its variables.
   """
 
   def __init__(self, block: Any):
@@ -68,9 +69,11 @@ class Leaf:
       for t in [*self.parameter_types, *self.result_types]
     )
     self.unsupported = self._graph.unsupported(body)
+    self.files: set[str] = set()
     if self._initialize:
       first = self._graph.body(arguments, [self._initialize])
       self.unsupported += self._graph.unsupported(first)
+      self.files = self._graph.files(first)
     if any(isinstance(t, tff.SequenceType) for t in self.result_types):
       self.unsupported.append('a dataset as its result')
     self._function = None

@@ -1,6 +1,7 @@
 """Decides how the clients of a pass are trained, and says why."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
 import tensorflow_federated as tff
@@ -141,8 +142,9 @@ def _plan(client_pass: program.ClientPass, options: Options) -> tuple[str, str]:
   if _convolves_on_cpu(ops, options):
     return SCAN, 'convolutions on the CPU: oneDNN kernels, a client per core'
   size = parameters(client_pass)
-  if size > _SMALL_MODEL:
-    return SCAN, f'{size} values per client fill a core'
+  constants = _values_in_files(client_pass)
+  if max(size, constants) > _SMALL_MODEL:
+    return SCAN, f'{max(size, constants)} values per client fill a core'
   return VMAP, f'{size} values per client: one op for many clients'
 
 
@@ -202,6 +204,12 @@ def parameters(client_pass: program.ClientPass) -> int:
     for ref in client_pass.shared
     if isinstance(ref.type_signature, tff.TensorType) and ref not in zeros
   )
+
+
+def _values_in_files(client_pass: program.ClientPass) -> int:
+  """How many weights each client reads from files, which nobody sends."""
+  files = set().union(*(leaf.files for leaf in client_pass.leaves))
+  return sum(os.path.getsize(file) for file in files) // 4
 
 
 def _size(type_signature: tff.TensorType) -> int:

@@ -17,6 +17,8 @@ from research.runtime import graph as graph_lib
 
 # Of TensorFlow's core/kernels/stateless_random_ops.cc; the number of Philox.
 _SCRAMBLE_KEY, _PHILOX = 0x02461E293EC8F720, 1
+# What was read of files that never change, by the ops that read it.
+_read: dict[tuple[bytes, ...], tf.Tensor] = {}
 _compiles = contextvars.ContextVar('compiles', default=False)
 
 
@@ -145,10 +147,26 @@ def replay(
     for node in body.nodes.values():
       if node.op == 'AssignVariableOp' and node.name in body.order:
         first = graph.body(names, [node.input[1]])
-        variables[graph_lib.split(node.input[0])[0]] = _Variable(
-          lambda first=first: run.body(first, values)[0]
-        )
+        start = lambda first=first: run.body(first, values)[0]
+        if first.is_from_file:
+          start = lambda first=first: _from_file(graph, first)
+        variables[graph_lib.split(node.input[0])[0]] = _Variable(start)
   return run.body(graph.body(names, fetches), values)
+
+
+def _from_file(graph: graph_lib.Graph, body: graph_lib.Body) -> tf.Tensor:
+  """A value that depends on files alone, read once per process.
+
+  The program that is traced has it as a constant that all clients share.
+  """
+  key = tuple(node.SerializeToString() for node in body.nodes_in_order)
+  if key not in _read:
+    unused = [None] * len(body.arguments)
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+      array = session.run(_Replay(graph, {}).body(body, unused)[0])
+    with tf.init_scope():
+      _read[key] = tf.constant(array)
+  return _read[key]
 
 
 def _key_and_counter(seed: tf.Tensor) -> list[tf.Tensor]:

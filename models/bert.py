@@ -1,0 +1,484 @@
+"""BERT encoders and their heads as Keras models.
+
+Devlin et al. 2019 (arXiv:1810.04805) on KerasNLP's layers, with three changes:
+GELU is exact, as in the published weights (KerasNLP approximates it); dropout
+follows from a seed and the batch; and initial weights come from a checkpoint's
+files (`weight_store`), whether it was trained or drawn at random.
+
+Every model takes token ids, int32 [batch, length] with 0 as padding.
+"""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import keras_nlp
+import numpy as np
+import tensorflow as tf
+
+from models import bert_checkpoint, layers, lora, weight_store
+
+# Layers, hidden size; heads of 64, four times as wide inside. Turc et al. 2019
+# (arXiv:1908.08962), Table 1; base is that of Devlin et al.
+SIZES: Mapping[str, tuple[int, int]] = {
+  'tiny': (2, 128),
+  'mini': (4, 256),
+  'small': (4, 512),
+  'medium': (8, 512),
+  'base': (12, 768),
+}
+POOLINGS = ('mean', 'first')
+# What is trained of the encoder; heads always are.
+FINE_TUNINGS: Mapping[str, str] = {
+  'full': 'everything',
+  'head': 'nothing of the encoder',
+  'lora': 'low-rank changes of dense layers',
+  'adapters': 'bottlenecks behind dense layers, and normalisations',
+  'last_layers': 'the last transformer layers',
+  'bias': 'biases alone (BitFit)',
+}
+# Dense layers of a transformer layer, by the names that flags have for them.
+LORA_TARGETS = (
+  'query',
+  'key',
+  'value',
+  'attention_output',
+  'intermediate',
+  'output',
+)
+_STDDEV = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuning:
+  """What is trained of an encoder; the attributes are flags.
+
+  Attributes:
+    fine_tuning: A key of `FINE_TUNINGS`.
+    lora_rank: Rank of LoRA's matrices.
+    lora_alpha: LoRA's scale is this by the rank.
+    lora_targets: Of `LORA_TARGETS`.
+    adapter_size: Width of an adapter's bottleneck.
+    last_layers: How many transformer layers are trained.
+  """
+
+  fine_tuning: str = 'full'
+  lora_rank: int = 4
+  lora_alpha: float = 8.0
+  lora_targets: tuple[str, ...] = ('query', 'value')
+  adapter_size: int = 16
+  last_layers: int = 1
+
+
+def config(size: str, vocabulary_size: int, **changes) -> bert_checkpoint.Config:
+  """The form of an encoder by its name.
+
+  Args:
+    size: A key of `SIZES`.
+    vocabulary_size: How many tokens there are.
+    **changes: Other fields of the result.
+  """
+  num_layers, hidden = SIZES[size]
+  values = dict(
+    vocabulary_size=vocabulary_size,
+    num_layers=num_layers,
+    num_heads=hidden // 64,
+    hidden_size=hidden,
+    intermediate_size=4 * hidden,
+    max_positions=512,
+    num_segments=2,
+    dropout=0.1,
+  )
+  return bert_checkpoint.Config(**{**values, **changes})
+
+
+def initialise(
+  form: bert_checkpoint.Config, vocabulary: Sequence[str], seed: int
+) -> bert_checkpoint.Checkpoint:
+  """Draws the weights of an untrained encoder.
+
+  As BERT's: normal with standard deviation 0.02, cut at two of them; biases 0,
+  scales of normalisations 1.
+
+  Args:
+    form: Its sizes.
+    vocabulary: Its tokens.
+    seed: Each tensor derives its own from it.
+  """
+  tensors = {}
+  for name, shape in bert_checkpoint.expected_shapes(form).items():
+    if name.endswith('bias'):
+      tensors[name] = np.zeros(shape, np.float32)
+    elif 'LayerNorm' in name:
+      tensors[name] = np.ones(shape, np.float32)
+    else:
+      key = tf.constant([layers.derive_seed(seed, name), 0])
+      drawn = tf.random.stateless_truncated_normal(shape, key, 0.0, _STDDEV)
+      tensors[name] = drawn.numpy()
+  return bert_checkpoint.Checkpoint(
+    config=form,
+    tensors=tensors,
+    vocabulary=tuple(vocabulary),
+    lowercase=True,
+    strip_accents=True,
+    name='random',
+  )
+
+
+class TokenDropout(tf.keras.layers.Layer):
+  """`BatchSeededDropout` of one input; the encoder says which tokens it reads.
+
+  Attributes:
+    tokens: The batch's token ids, set before each call.
+  """
+
+  def __init__(self, rate: float, seed: int, name: str):
+    super().__init__(name=name)
+    self.rate = rate
+    self._dropout = layers.BatchSeededDropout(rate, seed)
+    self.tokens: tf.Tensor | None = None
+
+  def call(self, inputs: tf.Tensor, training=None) -> tf.Tensor:
+    if not training or not self.rate:
+      return inputs
+    return self._dropout([inputs, self.tokens], training=True)
+
+
+class Encoder(tf.keras.layers.Layer):
+  """From token ids to a vector for each: the transformer of BERT.
+
+  Attributes:
+    backbone: KerasNLP's, whose layers are used here one by one.
+  """
+
+  def __init__(self, form: bert_checkpoint.Config, dropout: float, seed: int):
+    """Makes an encoder whose weights are still to be set.
+
+    Args:
+      form: Its sizes.
+      dropout: Rate after embeddings, attention and both dense layers, in [0, 1).
+      seed: Each dropout derives its own from it.
+    """
+    super().__init__(name='encoder')
+    self.backbone = keras_nlp.models.BertBackbone(
+      vocabulary_size=form.vocabulary_size,
+      num_layers=form.num_layers,
+      num_heads=form.num_heads,
+      hidden_dim=form.hidden_size,
+      intermediate_dim=form.intermediate_size,
+      dropout=0.0,
+      max_sequence_length=form.max_positions,
+      num_segments=form.num_segments,
+    )
+    self._activation = functools.partial(
+      tf.keras.activations.gelu, approximate=form.activation == 'gelu_tanh'
+    )
+
+    def make(name: str) -> TokenDropout:
+      return TokenDropout(dropout, layers.derive_seed(seed, name), name)
+
+    self._dropouts = [make('embeddings_dropout')]
+    for number, layer in enumerate(self.transformer_layers):
+      layer._feedforward_intermediate_dense.activation = self._activation
+      attention = layer._self_attention_layer
+      for owner, attribute in (
+        (attention, '_dropout_layer'),
+        (layer, '_self_attention_dropout'),
+        (layer, '_feedforward_dropout'),
+      ):
+        setattr(owner, attribute, make(f'layer_{number}{attribute}'))
+        self._dropouts.append(getattr(owner, attribute))
+
+  @property
+  def transformer_layers(self) -> list[tf.keras.layers.Layer]:
+    """KerasNLP's layers, from the embeddings up."""
+    return self.backbone.transformer_layers
+
+  def call(self, token_ids: tf.Tensor, training=None) -> tf.Tensor:
+    """Encodes.
+
+    Args:
+      token_ids: int32 [batch, length].
+      training: Whether there is dropout.
+
+    Returns:
+      float32 [batch, length, hidden size].
+    """
+    for dropout in self._dropouts:
+      dropout.tokens = token_ids
+    backbone, mask = self.backbone, tf.cast(tf.not_equal(token_ids, 0), tf.int32)
+    tokens = backbone.token_embedding(token_ids)
+    hidden = (
+      tokens
+      + backbone.position_embedding(tokens)
+      + backbone.segment_embedding(tf.zeros_like(token_ids))
+    )
+    hidden = backbone.embeddings_layer_norm(hidden)
+    hidden = self._dropouts[0](hidden, training=training)
+    for layer in self.transformer_layers:
+      hidden = layer(hidden, padding_mask=mask, training=training)
+    return hidden
+
+
+class Builder:
+  """Makes fresh models of one encoder, in whatever graph they are needed.
+
+  Attributes:
+    checkpoint: The encoder's weights at first.
+  """
+
+  def __init__(
+    self,
+    checkpoint: bert_checkpoint.Checkpoint,
+    *,
+    fine_tuning: FineTuning = FineTuning(),
+    dropout: float | None = None,
+    seed: int = 0,
+    store: weight_store.WeightStore | None = None,
+  ):
+    """Stores the checkpoint's weights.
+
+    Args:
+      checkpoint: The encoder.
+      fine_tuning: What of it is trained.
+      dropout: Rate of dropout; None is the checkpoint's.
+      seed: Of the heads, of what is trained beside frozen layers, of dropout.
+      store: Where the weights are kept.
+    """
+    self.checkpoint = checkpoint
+    self._tuning = fine_tuning
+    self._dropout = checkpoint.config.dropout if dropout is None else dropout
+    self._seed = seed
+    store = store or weight_store.WeightStore()
+    with weight_store.creation_order() as made:
+      encoder = self._bare_encoder()
+    values = {
+      variable.ref(): value
+      for variable, value in _assignments(encoder, checkpoint)
+    }
+    self._files: list[pathlib.Path] = [
+      store.put(values.get(variable.ref(), variable.numpy()))
+      for variable in made
+    ]
+
+  @property
+  def is_partly_frozen(self) -> bool:
+    """Whether some of the weights are never trained."""
+    return self._tuning.fine_tuning != 'full'
+
+  def classifier(self, num_classes: int, pooling: str = 'mean'):
+    """A model to logits [batch, classes].
+
+    Args:
+      num_classes: How many.
+      pooling: Of `POOLINGS`: the mean over the tokens, or a dense layer with
+        tanh on the first one (Devlin et al. 2019, section 3.1).
+    """
+    tokens, encoder = self._start(pooling == 'first')
+    hidden = encoder(tokens)
+    if pooling == 'first':
+      pooled = encoder.backbone.pooled_dense(hidden[:, 0])
+    else:
+      pooled = _MeanOfTokens(name='mean')([hidden, tokens])
+    pooled = self._head_dropout(pooled, tokens)
+    logits = self._dense(num_classes, 'logits')(pooled)
+    return tf.keras.Model(tokens, logits, name='bert_classifier')
+
+  def tagger(self, num_tags: int) -> tf.keras.Model:
+    """A model to logits [batch, length, tags]."""
+    tokens, encoder = self._start()
+    hidden = self._head_dropout(encoder(tokens), tokens)
+    logits = self._dense(num_tags, 'logits')(hidden)
+    return tf.keras.Model(tokens, logits, name='bert_tagger')
+
+  def masked_language_model(self) -> tf.keras.Model:
+    """A model to logits [batch, length, tokens]; its embeddings are tied.
+
+    The head of Devlin et al. 2019, section 3.1: dense, GELU, normalisation,
+    the product with the embeddings, a bias.
+    """
+    tokens, encoder = self._start()
+    head = _MaskedLanguageHead(encoder, self.checkpoint, self._seed)
+    return tf.keras.Model(
+      tokens, head(encoder(tokens)), name='bert_masked_language_model'
+    )
+
+  def sentence_encoder(self) -> tf.keras.Model:
+    """A model to the normalised mean of the tokens' vectors, [batch, hidden]."""
+    tokens, encoder = self._start()
+    mean = _MeanOfTokens(name='mean')([encoder(tokens), tokens])
+    unit = tf.keras.layers.UnitNormalization(name='unit')(mean)
+    return tf.keras.Model(tokens, unit, name='bert_sentence_encoder')
+
+  def _start(self, has_pooler: bool = False):
+    """The input, and an encoder with what is trained of it."""
+    with weight_store.initial_values(self._files):
+      encoder = self._bare_encoder()
+    _choose_trained(encoder, self._tuning, self._seed)
+    if self._tuning.fine_tuning == 'full' or has_pooler:
+      encoder.backbone.pooled_dense.trainable = has_pooler
+    return tf.keras.Input([None], dtype=tf.int32, name='token_ids'), encoder
+
+  def _bare_encoder(self) -> Encoder:
+    return Encoder(self.checkpoint.config, self._dropout, self._seed)
+
+  def _head_dropout(self, hidden: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
+    seed = layers.derive_seed(self._seed, 'head_dropout')
+    dropout = layers.BatchSeededDropout(self._dropout, seed, name='dropout')
+    return dropout([hidden, tokens]) if self._dropout else hidden
+
+  def _dense(self, units: int, name: str) -> tf.keras.layers.Dense:
+    initializer = tf.keras.initializers.TruncatedNormal(
+      0.0, _STDDEV, layers.derive_seed(self._seed, name)
+    )
+    return tf.keras.layers.Dense(
+      units, kernel_initializer=initializer, name=name
+    )
+
+
+class _MeanOfTokens(tf.keras.layers.Layer):
+  """The mean of the vectors [batch, length, hidden] of all but padding."""
+
+  def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
+    hidden, tokens = inputs
+    mask = tf.cast(tf.not_equal(tokens, 0), hidden.dtype)[:, :, tf.newaxis]
+    count = tf.maximum(tf.reduce_sum(mask, axis=1), 1)
+    return tf.reduce_sum(hidden * mask, axis=1) / count
+
+
+class _MaskedLanguageHead(tf.keras.layers.Layer):
+  """From vectors [batch, length, hidden] to logits over the vocabulary."""
+
+  def __init__(
+    self, encoder: Encoder, checkpoint: bert_checkpoint.Checkpoint, seed: int
+  ):
+    super().__init__(name='masked_language_head')
+    form = checkpoint.config
+    prefix, given = 'cls.predictions.', checkpoint.tensors
+
+    def start(name: str, default, transpose: bool = False):
+      if prefix + name not in given:
+        return default
+      value = given[prefix + name]
+      return tf.keras.initializers.Constant(value.T if transpose else value)
+
+    normal = tf.keras.initializers.TruncatedNormal(
+      0.0, _STDDEV, layers.derive_seed(seed, 'transform')
+    )
+    self._dense = tf.keras.layers.Dense(
+      form.hidden_size,
+      encoder._activation,
+      kernel_initializer=start('transform.dense.weight', normal, True),
+      bias_initializer=start('transform.dense.bias', 'zeros'),
+      name='transform',
+    )
+    self._norm = tf.keras.layers.LayerNormalization(
+      epsilon=form.layer_norm_epsilon,
+      gamma_initializer=start('transform.LayerNorm.weight', 'ones'),
+      beta_initializer=start('transform.LayerNorm.bias', 'zeros'),
+      name='norm',
+    )
+    self._dense.build([None, None, form.hidden_size])
+    self._norm.build([None, None, form.hidden_size])
+    self._bias = self.add_weight(
+      'bias', [form.vocabulary_size], initializer=start('bias', 'zeros')
+    )
+    self._embedding = encoder.backbone.token_embedding
+
+  def call(self, hidden: tf.Tensor) -> tf.Tensor:
+    hidden = self._norm(self._dense(hidden))
+    return self._embedding(hidden, reverse=True) + self._bias
+
+
+def _choose_trained(encoder: Encoder, tuning: FineTuning, seed: int) -> None:
+  """Freezes what is not trained and adds what is trained beside it."""
+  kind = tuning.fine_tuning
+  if kind == 'full':
+    return
+  lora.freeze(encoder)
+  blocks = encoder.transformer_layers
+  if kind == 'last_layers':
+    if not 0 < tuning.last_layers <= len(blocks):
+      raise ValueError(
+        f'--last_layers={tuning.last_layers}: the encoder has '
+        f'{len(blocks)} transformer layers.'
+      )
+    for block in blocks[-tuning.last_layers :]:
+      for layer in block._flatten_layers():
+        layer.trainable = True
+  elif kind == 'lora':
+    owners = [_owner(b, target) for b in blocks for target in tuning.lora_targets]
+    lora.add_lora(owners, tuning.lora_rank, tuning.lora_alpha, seed)
+  elif kind == 'adapters':
+    for number, block in enumerate(blocks):
+      for target in ('attention_output', 'output'):
+        owner, attribute = _owner(block, target)
+        derived = layers.derive_seed(seed, f'adapter_{number}_{target}')
+        part = lora.Adapter(
+          getattr(owner, attribute), tuning.adapter_size, derived
+        )
+        setattr(owner, attribute, part)
+      block._self_attention_layer_norm.trainable = True
+      block._feedforward_layer_norm.trainable = True
+  elif kind == 'bias':
+    owners = [(encoder.backbone, 'embeddings_layer_norm')]
+    for block in blocks:
+      owners += [_owner(block, target) for target in LORA_TARGETS]
+      owners += [
+        (block, '_self_attention_layer_norm'),
+        (block, '_feedforward_layer_norm'),
+      ]
+    for owner, attribute in owners:
+      setattr(owner, attribute, lora.BiasOffset(getattr(owner, attribute)))
+
+
+def _owner(
+  block: tf.keras.layers.Layer, target: str
+) -> tuple[tf.keras.layers.Layer, str]:
+  """Which layer has a dense layer of `LORA_TARGETS`, and as which attribute."""
+  if target in ('intermediate', 'output'):
+    return block, f'_feedforward_{target}_dense'
+  return block._self_attention_layer, f'_{target.split("_")[-1]}_dense'
+
+
+def _assignments(
+  encoder: Encoder, checkpoint: bert_checkpoint.Checkpoint
+) -> list[tuple[tf.Variable, np.ndarray]]:
+  """Pairs each of the encoder's variables with its value in a checkpoint."""
+  tensors, backbone = checkpoint.tensors, encoder.backbone
+  pairs: list[tuple[tf.Variable, np.ndarray]] = []
+
+  def embedding(variable: tf.Variable, name: str) -> None:
+    pairs.append((variable, tensors[f'embeddings.{name}.weight']))
+
+  def norm(layer: tf.keras.layers.Layer, name: str) -> None:
+    pairs.append((layer.gamma, tensors[f'{name}.weight']))
+    pairs.append((layer.beta, tensors[f'{name}.bias']))
+
+  def dense(layer: tf.keras.layers.Layer, name: str) -> None:
+    for variable, value in (
+      (layer.kernel, tensors[f'{name}.weight'].T),
+      (layer.bias, tensors[f'{name}.bias']),
+    ):
+      pairs.append((variable, value.reshape(variable.shape)))
+
+  embedding(backbone.token_embedding.embeddings, 'word_embeddings')
+  embedding(
+    backbone.position_embedding.position_embeddings, 'position_embeddings'
+  )
+  embedding(backbone.segment_embedding.embeddings, 'token_type_embeddings')
+  norm(backbone.embeddings_layer_norm, 'embeddings.LayerNorm')
+  for number, block in enumerate(encoder.transformer_layers):
+    prefix, attention = f'encoder.layer.{number}.', block._self_attention_layer
+    for name in ('query', 'key', 'value'):
+      dense(getattr(attention, f'_{name}_dense'), f'{prefix}attention.self.{name}')
+    dense(attention._output_dense, f'{prefix}attention.output.dense')
+    norm(block._self_attention_layer_norm, f'{prefix}attention.output.LayerNorm')
+    dense(block._feedforward_intermediate_dense, f'{prefix}intermediate.dense')
+    dense(block._feedforward_output_dense, f'{prefix}output.dense')
+    norm(block._feedforward_layer_norm, f'{prefix}output.LayerNorm')
+  if 'pooler.dense.weight' in tensors:
+    dense(backbone.pooled_dense, 'pooler.dense')
+  return pairs

@@ -1,0 +1,207 @@
+"""Parameter-efficient fine-tuning: small trained parts beside frozen layers.
+
+  lora          Hu et al. 2021 (arXiv:2106.09685), section 4.1.
+  adapters      Houlsby et al. 2019 (arXiv:1902.00751), section 2.1.
+  bias          Ben Zaken et al. 2022 (arXiv:2106.10199), BitFit.
+
+Each is a layer around the frozen layer that it changes, `base`. Only `base`
+itself is frozen: Keras hides every variable below a container that is not
+trainable, those of the small parts too.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import tensorflow as tf
+
+from models import layers
+
+
+class Part(tf.keras.layers.Layer):
+  """A frozen layer with something trained beside it.
+
+  Attributes:
+    base: The frozen layer: Dense, EinsumDense or LayerNormalization, built.
+  """
+
+  def __init__(self, base: tf.keras.layers.Layer, kind: str):
+    """Freezes a layer.
+
+    Args:
+      base: It must be built.
+      kind: What is added, for the name.
+    """
+    super().__init__(name=f'{base.name}_{kind}')
+    base.trainable = False
+    self.base = base
+
+  @property
+  def output_shape_of_base(self) -> tuple[int, ...]:
+    """Shape of one output of the frozen layer."""
+    return tuple(_bias(self.base).shape)
+
+
+class Lora(Part):
+  """y = base(x) + (alpha / rank) x A B (Hu et al. 2021, Equation 3).
+
+  A is uniform and B zero at first, so that training starts at the base.
+  """
+
+  def __init__(
+    self, base: tf.keras.layers.Layer, rank: int, alpha: float, seed: int
+  ):
+    """Adds A [inputs, rank] and B [rank, outputs].
+
+    Args:
+      base: A built Dense or EinsumDense with a bias.
+      rank: The paper's r.
+      alpha: The paper's alpha.
+      seed: Of A.
+    """
+    super().__init__(base, 'lora')
+    self._scale = alpha / rank
+    self._is_merged = False
+    outputs = self.output_shape_of_base
+    kernel = base.kernel.shape
+    self._input_rank = len(kernel) - len(outputs)
+    self._inputs = math.prod(kernel[: self._input_rank])
+    bound = 1 / math.sqrt(self._inputs)
+    self.lora_a = self.add_weight(
+      'lora_a',
+      [self._inputs, rank],
+      initializer=tf.keras.initializers.RandomUniform(-bound, bound, seed),
+    )
+    self.lora_b = self.add_weight(
+      'lora_b', [rank, math.prod(outputs)], initializer='zeros'
+    )
+
+  def call(self, inputs: tf.Tensor) -> tf.Tensor:
+    output = self.base(inputs)
+    if self._is_merged:
+      return output
+    flat = tf.reshape(inputs, [-1, self._inputs])
+    low_rank = tf.cast(self.lora_a, flat.dtype), tf.cast(
+      self.lora_b, flat.dtype
+    )
+    change = (flat @ low_rank[0] @ low_rank[1]) * self._scale
+    return output + tf.reshape(change, tf.shape(output))
+
+  def merge(self) -> None:
+    """Adds the product of A and B to the kernel; the output stays the same."""
+    change = (self.lora_a @ self.lora_b) * self._scale
+    kernel = self.base.kernel
+    kernel.assign_add(tf.reshape(change, kernel.shape))
+    self._is_merged = True
+
+
+class Adapter(Part):
+  """y = h + gelu(h D + d) U + u with h = base(x); U and u are zero at first."""
+
+  def __init__(self, base: tf.keras.layers.Layer, size: int, seed: int):
+    """Adds D [outputs, size] and U [size, outputs] with their biases.
+
+    Args:
+      base: A built layer.
+      size: The bottleneck, the paper's m.
+      seed: Of D.
+    """
+    super().__init__(base, 'adapter')
+    (width,) = self.output_shape_of_base
+    self.down = tf.keras.layers.Dense(
+      size,
+      'gelu',
+      kernel_initializer=tf.keras.initializers.TruncatedNormal(0, 0.02, seed),
+      name='down',
+    )
+    self.up = tf.keras.layers.Dense(
+      width, kernel_initializer='zeros', name='up'
+    )
+    self.down.build([None, width])
+    self.up.build([None, size])
+
+  def call(self, inputs: tf.Tensor) -> tf.Tensor:
+    hidden = self.base(inputs)
+    return hidden + self.up(self.down(hidden))
+
+
+class BiasOffset(Part):
+  """y = base(x) + offset: what training the bias of `base` alone amounts to."""
+
+  def __init__(self, base: tf.keras.layers.Layer):
+    """Adds the offset, zero at first, of the shape of the bias of `base`."""
+    super().__init__(base, 'bias')
+    self._is_merged = False
+    self._has_activation = getattr(base, 'activation', None) not in (
+      None,
+      tf.keras.activations.linear,
+    )
+    self.offset = self.add_weight(
+      'offset', self.output_shape_of_base, initializer='zeros'
+    )
+    if self._has_activation:
+      self._activation, base.activation = base.activation, None
+
+  def call(self, inputs: tf.Tensor) -> tf.Tensor:
+    output = self.base(inputs)
+    if not self._is_merged:
+      output = output + tf.cast(self.offset, output.dtype)
+    return self._activation(output) if self._has_activation else output
+
+  def merge(self) -> None:
+    """Adds the offset to the bias; the output stays the same."""
+    _bias(self.base).assign_add(self.offset)
+    self._is_merged = True
+
+
+def merge(model: tf.keras.Model) -> tf.keras.Model:
+  """Merges what can be merged into the frozen layers of a model, in place.
+
+  The model must be traced anew afterwards.
+
+  Returns:
+    The model, whose outputs are the same up to rounding.
+  """
+  for part in parts(model):
+    if hasattr(part, 'merge'):
+      part.merge()
+  return model
+
+
+def parts(layer: tf.keras.layers.Layer) -> Iterator[Part]:
+  """Yields the parts in a layer or model."""
+  for found in layer._flatten_layers():
+    if isinstance(found, Part):
+      yield found
+
+
+def freeze(layer: tf.keras.layers.Layer) -> None:
+  """Freezes the layers that have no layers below them."""
+  for found in layer._flatten_layers():
+    if not list(found._flatten_layers(include_self=False)):
+      found.trainable = False
+
+
+def add_lora(
+  owners: Sequence[tuple[tf.keras.layers.Layer, str]],
+  rank: int,
+  alpha: float,
+  seed: int,
+) -> None:
+  """Puts LoRA beside layers.
+
+  Args:
+    owners: Layers and the names of their attributes that are changed.
+    rank: See `Lora`.
+    alpha: See `Lora`.
+    seed: Each A derives its own from it.
+  """
+  for number, (owner, attribute) in enumerate(owners):
+    derived = layers.derive_seed(seed, f'lora_{number}')
+    part = Lora(getattr(owner, attribute), rank, alpha, derived)
+    setattr(owner, attribute, part)
+
+
+def _bias(layer: tf.keras.layers.Layer) -> tf.Variable:
+  if isinstance(layer, tf.keras.layers.LayerNormalization):
+    return layer.beta
+  return layer.bias
