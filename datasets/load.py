@@ -116,11 +116,31 @@ def load(config: LoadConfig) -> federated_data.FederatedData:
   """
   how = resolve_partition(config)
   data = _SOURCES[config.dataset](config, how in NATURAL_PARTITIONS)
+  return arrange(data, how, config)
+
+
+def arrange(
+  data: federated_data.FederatedData, how: str, config: LoadConfig
+) -> federated_data.FederatedData:
+  """Divides training data among clients and holds validation data out.
+
+  Args:
+    data: By its natural clients, or of one client for each split.
+    how: A key of `PARTITIONS`.
+    config: Its settings; any type with these attributes will do.
+
+  Returns:
+    The data so divided.
+
+  Raises:
+    ValueError: If the configuration doesn't fit the data.
+  """
   train, held_out = data.train, data.validation
   wanted = config.validation_examples
   if wanted and held_out is not None:
     raise ValueError(
-      'validation_examples must be 0 where split_column gives validation data.'
+      'validation_examples must be 0 where the data, or its split_column, '
+      'gives validation data.'
     )
   # Before the artificial partition, so that its clients stay equal in size.
   if wanted and config.validation_by == 'examples':

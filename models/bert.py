@@ -10,9 +10,8 @@ Every model takes token ids, int32 [batch, length] with 0 as padding.
 
 import dataclasses
 import functools
-import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import keras_nlp
 import numpy as np
@@ -72,7 +71,9 @@ class FineTuning:
   last_layers: int = 1
 
 
-def config(size: str, vocabulary_size: int, **changes) -> bert_checkpoint.Config:
+def config(
+  size: str, vocabulary_size: int, **changes
+) -> bert_checkpoint.Config:
   """The form of an encoder by its name.
 
   Args:
@@ -81,16 +82,13 @@ def config(size: str, vocabulary_size: int, **changes) -> bert_checkpoint.Config
     **changes: Other fields of the result.
   """
   num_layers, hidden = SIZES[size]
-  values = dict(
-    vocabulary_size=vocabulary_size,
-    num_layers=num_layers,
-    num_heads=hidden // 64,
-    hidden_size=hidden,
-    intermediate_size=4 * hidden,
-    max_positions=512,
-    num_segments=2,
-    dropout=0.1,
-  )
+  values = {
+    'vocabulary_size': vocabulary_size,
+    'num_layers': num_layers,
+    'num_heads': hidden // 64,
+    'hidden_size': hidden,
+    'intermediate_size': 4 * hidden,
+  }
   return bert_checkpoint.Config(**{**values, **changes})
 
 
@@ -107,16 +105,10 @@ def initialise(
     vocabulary: Its tokens.
     seed: Each tensor derives its own from it.
   """
-  tensors = {}
-  for name, shape in bert_checkpoint.expected_shapes(form).items():
-    if name.endswith('bias'):
-      tensors[name] = np.zeros(shape, np.float32)
-    elif 'LayerNorm' in name:
-      tensors[name] = np.ones(shape, np.float32)
-    else:
-      key = tf.constant([layers.derive_seed(seed, name), 0])
-      drawn = tf.random.stateless_truncated_normal(shape, key, 0.0, _STDDEV)
-      tensors[name] = drawn.numpy()
+  tensors = {
+    name: _draw(name, shape, seed)
+    for name, shape in bert_checkpoint.expected_shapes(form).items()
+  }
   return bert_checkpoint.Checkpoint(
     config=form,
     tensors=tensors,
@@ -127,6 +119,15 @@ def initialise(
   )
 
 
+def _draw(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
+  if name.endswith('bias'):
+    return np.zeros(shape, np.float32)
+  if 'LayerNorm' in name:
+    return np.ones(shape, np.float32)
+  key = tf.constant([layers.derive_seed(seed, name), 0])
+  return tf.random.stateless_truncated_normal(shape, key, 0.0, _STDDEV).numpy()
+
+
 class TokenDropout(tf.keras.layers.Layer):
   """`BatchSeededDropout` of one input; the encoder says which tokens it reads.
 
@@ -135,7 +136,7 @@ class TokenDropout(tf.keras.layers.Layer):
   """
 
   def __init__(self, rate: float, seed: int, name: str):
-    super().__init__(name=name)
+    super().__init__(name=name, autocast=False)
     self.rate = rate
     self._dropout = layers.BatchSeededDropout(rate, seed)
     self.tokens: tf.Tensor | None = None
@@ -143,7 +144,8 @@ class TokenDropout(tf.keras.layers.Layer):
   def call(self, inputs: tf.Tensor, training=None) -> tf.Tensor:
     if not training or not self.rate:
       return inputs
-    return self._dropout([inputs, self.tokens], training=True)
+    kept = self._dropout([inputs, self.tokens], training=True)
+    return tf.cast(kept, inputs.dtype)
 
 
 class Encoder(tf.keras.layers.Layer):
@@ -153,13 +155,20 @@ class Encoder(tf.keras.layers.Layer):
     backbone: KerasNLP's, whose layers are used here one by one.
   """
 
-  def __init__(self, form: bert_checkpoint.Config, dropout: float, seed: int):
+  def __init__(
+    self,
+    form: bert_checkpoint.Config,
+    dropout: float,
+    seed: int,
+    compute_format: str = 'float32',
+  ):
     """Makes an encoder whose weights are still to be set.
 
     Args:
       form: Its sizes.
-      dropout: Rate after embeddings, attention and both dense layers, in [0, 1).
+      dropout: Rate behind embeddings, attention and dense layers, in [0, 1).
       seed: Each dropout derives its own from it.
+      compute_format: What it computes in; weights are float32.
     """
     super().__init__(name='encoder')
     self.backbone = keras_nlp.models.BertBackbone(
@@ -171,6 +180,7 @@ class Encoder(tf.keras.layers.Layer):
       dropout=0.0,
       max_sequence_length=form.max_positions,
       num_segments=form.num_segments,
+      dtype=_policy(compute_format),
     )
     self._activation = functools.partial(
       tf.keras.activations.gelu, approximate=form.activation == 'gelu_tanh'
@@ -180,7 +190,10 @@ class Encoder(tf.keras.layers.Layer):
       return TokenDropout(dropout, layers.derive_seed(seed, name), name)
 
     self._dropouts = [make('embeddings_dropout')]
+    self.backbone.embeddings_layer_norm.epsilon = form.layer_norm_epsilon
     for number, layer in enumerate(self.transformer_layers):
+      layer._self_attention_layer_norm.epsilon = form.layer_norm_epsilon
+      layer._feedforward_layer_norm.epsilon = form.layer_norm_epsilon
       layer._feedforward_intermediate_dense.activation = self._activation
       attention = layer._self_attention_layer
       for owner, attribute in (
@@ -208,7 +221,10 @@ class Encoder(tf.keras.layers.Layer):
     """
     for dropout in self._dropouts:
       dropout.tokens = token_ids
-    backbone, mask = self.backbone, tf.cast(tf.not_equal(token_ids, 0), tf.int32)
+    backbone, mask = (
+      self.backbone,
+      tf.cast(tf.not_equal(token_ids, 0), tf.int32),
+    )
     tokens = backbone.token_embedding(token_ids)
     hidden = (
       tokens
@@ -218,8 +234,10 @@ class Encoder(tf.keras.layers.Layer):
     hidden = backbone.embeddings_layer_norm(hidden)
     hidden = self._dropouts[0](hidden, training=training)
     for layer in self.transformer_layers:
+      # Without the mark of Keras' own masks, of which KerasNLP would warn.
+      hidden = tf.identity(hidden)
       hidden = layer(hidden, padding_mask=mask, training=training)
-    return hidden
+    return tf.cast(hidden, tf.float32)
 
 
 class Builder:
@@ -254,29 +272,38 @@ class Builder:
     store = store or weight_store.WeightStore()
     with weight_store.creation_order() as made:
       encoder = self._bare_encoder()
+    hidden = checkpoint.config.hidden_size
+    pooler = {
+      name: _draw(name, shape, seed)
+      for name, shape in (
+        ('pooler.dense.weight', (hidden, hidden)),
+        ('pooler.dense.bias', (hidden,)),
+      )
+    }
+    tensors = {**pooler, **checkpoint.tensors}
     values = {
       variable.ref(): value
-      for variable, value in _assignments(encoder, checkpoint)
+      for variable, value in _assignments(encoder, tensors)
     }
     self._files: list[pathlib.Path] = [
-      store.put(values.get(variable.ref(), variable.numpy()))
-      for variable in made
+      store.put(values[variable.ref()]) for variable in made
     ]
 
-  @property
-  def is_partly_frozen(self) -> bool:
-    """Whether some of the weights are never trained."""
-    return self._tuning.fine_tuning != 'full'
-
-  def classifier(self, num_classes: int, pooling: str = 'mean'):
+  def classifier(
+    self,
+    num_classes: int,
+    pooling: str = 'mean',
+    compute_format: str = 'float32',
+  ) -> tf.keras.Model:
     """A model to logits [batch, classes].
 
     Args:
       num_classes: How many.
       pooling: Of `POOLINGS`: the mean over the tokens, or a dense layer with
         tanh on the first one (Devlin et al. 2019, section 3.1).
+      compute_format: What the encoder computes in: float32 or bfloat16.
     """
-    tokens, encoder = self._start(pooling == 'first')
+    tokens, encoder = self._start(compute_format, pooling == 'first')
     hidden = encoder(tokens)
     if pooling == 'first':
       pooled = encoder.backbone.pooled_dense(hidden[:, 0])
@@ -286,43 +313,50 @@ class Builder:
     logits = self._dense(num_classes, 'logits')(pooled)
     return tf.keras.Model(tokens, logits, name='bert_classifier')
 
-  def tagger(self, num_tags: int) -> tf.keras.Model:
+  def tagger(
+    self, num_tags: int, compute_format: str = 'float32'
+  ) -> tf.keras.Model:
     """A model to logits [batch, length, tags]."""
-    tokens, encoder = self._start()
+    tokens, encoder = self._start(compute_format)
     hidden = self._head_dropout(encoder(tokens), tokens)
     logits = self._dense(num_tags, 'logits')(hidden)
     return tf.keras.Model(tokens, logits, name='bert_tagger')
 
-  def masked_language_model(self) -> tf.keras.Model:
+  def masked_language_model(
+    self, compute_format: str = 'float32'
+  ) -> tf.keras.Model:
     """A model to logits [batch, length, tokens]; its embeddings are tied.
 
     The head of Devlin et al. 2019, section 3.1: dense, GELU, normalisation,
     the product with the embeddings, a bias.
     """
-    tokens, encoder = self._start()
+    tokens, encoder = self._start(compute_format)
     head = _MaskedLanguageHead(encoder, self.checkpoint, self._seed)
     return tf.keras.Model(
       tokens, head(encoder(tokens)), name='bert_masked_language_model'
     )
 
   def sentence_encoder(self) -> tf.keras.Model:
-    """A model to the normalised mean of the tokens' vectors, [batch, hidden]."""
+    """A model to the tokens' mean vector, of norm 1: [batch, hidden size]."""
     tokens, encoder = self._start()
     mean = _MeanOfTokens(name='mean')([encoder(tokens), tokens])
     unit = tf.keras.layers.UnitNormalization(name='unit')(mean)
     return tf.keras.Model(tokens, unit, name='bert_sentence_encoder')
 
-  def _start(self, has_pooler: bool = False):
+  def _start(
+    self, compute_format: str = 'float32', has_pooler: bool = False
+  ) -> tuple[tf.Tensor, Encoder]:
     """The input, and an encoder with what is trained of it."""
     with weight_store.initial_values(self._files):
-      encoder = self._bare_encoder()
+      encoder = self._bare_encoder(compute_format)
     _choose_trained(encoder, self._tuning, self._seed)
-    if self._tuning.fine_tuning == 'full' or has_pooler:
-      encoder.backbone.pooled_dense.trainable = has_pooler
+    # Part of a head, not of what is fine-tuned; frozen where it is not used.
+    encoder.backbone.pooled_dense.trainable = has_pooler
     return tf.keras.Input([None], dtype=tf.int32, name='token_ids'), encoder
 
-  def _bare_encoder(self) -> Encoder:
-    return Encoder(self.checkpoint.config, self._dropout, self._seed)
+  def _bare_encoder(self, compute_format: str = 'float32') -> Encoder:
+    form = self.checkpoint.config
+    return Encoder(form, self._dropout, self._seed, compute_format)
 
   def _head_dropout(self, hidden: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
     seed = layers.derive_seed(self._seed, 'head_dropout')
@@ -336,6 +370,11 @@ class Builder:
     return tf.keras.layers.Dense(
       units, kernel_initializer=initializer, name=name
     )
+
+
+def _policy(compute_format: str) -> tf.keras.mixed_precision.Policy:
+  prefix = '' if compute_format == 'float32' else 'mixed_'
+  return tf.keras.mixed_precision.Policy(prefix + compute_format)
 
 
 class _MeanOfTokens(tf.keras.layers.Layer):
@@ -409,7 +448,9 @@ def _choose_trained(encoder: Encoder, tuning: FineTuning, seed: int) -> None:
       for layer in block._flatten_layers():
         layer.trainable = True
   elif kind == 'lora':
-    owners = [_owner(b, target) for b in blocks for target in tuning.lora_targets]
+    owners = [
+      _owner(b, target) for b in blocks for target in tuning.lora_targets
+    ]
     lora.add_lora(owners, tuning.lora_rank, tuning.lora_alpha, seed)
   elif kind == 'adapters':
     for number, block in enumerate(blocks):
@@ -444,10 +485,10 @@ def _owner(
 
 
 def _assignments(
-  encoder: Encoder, checkpoint: bert_checkpoint.Checkpoint
+  encoder: Encoder, tensors: Mapping[str, np.ndarray]
 ) -> list[tuple[tf.Variable, np.ndarray]]:
   """Pairs each of the encoder's variables with its value in a checkpoint."""
-  tensors, backbone = checkpoint.tensors, encoder.backbone
+  backbone = encoder.backbone
   pairs: list[tuple[tf.Variable, np.ndarray]] = []
 
   def embedding(variable: tf.Variable, name: str) -> None:
@@ -473,12 +514,15 @@ def _assignments(
   for number, block in enumerate(encoder.transformer_layers):
     prefix, attention = f'encoder.layer.{number}.', block._self_attention_layer
     for name in ('query', 'key', 'value'):
-      dense(getattr(attention, f'_{name}_dense'), f'{prefix}attention.self.{name}')
+      dense(
+        getattr(attention, f'_{name}_dense'), f'{prefix}attention.self.{name}'
+      )
     dense(attention._output_dense, f'{prefix}attention.output.dense')
-    norm(block._self_attention_layer_norm, f'{prefix}attention.output.LayerNorm')
+    norm(
+      block._self_attention_layer_norm, f'{prefix}attention.output.LayerNorm'
+    )
     dense(block._feedforward_intermediate_dense, f'{prefix}intermediate.dense')
     dense(block._feedforward_output_dense, f'{prefix}output.dense')
     norm(block._feedforward_layer_norm, f'{prefix}output.LayerNorm')
-  if 'pooler.dense.weight' in tensors:
-    dense(backbone.pooled_dense, 'pooler.dense')
+  dense(backbone.pooled_dense, 'pooler.dense')
   return pairs

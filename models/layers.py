@@ -69,11 +69,11 @@ class BatchSeededDropout(tf.keras.layers.Layer):
     if not training:
       return tf.identity(hidden)
     scaled = hidden / (1 - self.rate)
-    kept = _random_bits(examples, self.seed, hidden) >= int(self.rate * 2**32)
+    kept = random_bits(examples, self.seed, hidden) >= int(self.rate * 2**32)
     return tf.where(kept, scaled, tf.zeros_like(hidden))
 
 
-def _random_bits(examples: tf.Tensor, seed: int, like: tf.Tensor) -> tf.Tensor:
+def random_bits(examples: tf.Tensor, seed: int, like: tf.Tensor) -> tf.Tensor:
   """Gives each unit of `like` a number in [0, 2**32) as int64.
 
   Made of integer arithmetic, which is exact everywhere: the random numbers of

@@ -31,7 +31,7 @@ class Part(tf.keras.layers.Layer):
       base: It must be built.
       kind: What is added, for the name.
     """
-    super().__init__(name=f'{base.name}_{kind}')
+    super().__init__(name=f'{base.name}_{kind}', dtype=base.dtype_policy)
     base.trainable = False
     self.base = base
 
@@ -80,10 +80,7 @@ class Lora(Part):
     if self._is_merged:
       return output
     flat = tf.reshape(inputs, [-1, self._inputs])
-    low_rank = tf.cast(self.lora_a, flat.dtype), tf.cast(
-      self.lora_b, flat.dtype
-    )
-    change = (flat @ low_rank[0] @ low_rank[1]) * self._scale
+    change = (flat @ self.lora_a @ self.lora_b) * self._scale
     return output + tf.reshape(change, tf.shape(output))
 
   def merge(self) -> None:
@@ -111,10 +108,11 @@ class Adapter(Part):
       size,
       'gelu',
       kernel_initializer=tf.keras.initializers.TruncatedNormal(0, 0.02, seed),
+      dtype=base.dtype_policy,
       name='down',
     )
     self.up = tf.keras.layers.Dense(
-      width, kernel_initializer='zeros', name='up'
+      width, kernel_initializer='zeros', dtype=base.dtype_policy, name='up'
     )
     self.down.build([None, width])
     self.up.build([None, size])
@@ -144,7 +142,7 @@ class BiasOffset(Part):
   def call(self, inputs: tf.Tensor) -> tf.Tensor:
     output = self.base(inputs)
     if not self._is_merged:
-      output = output + tf.cast(self.offset, output.dtype)
+      output = output + self.offset
     return self._activation(output) if self._has_activation else output
 
   def merge(self) -> None:

@@ -46,9 +46,11 @@ def describe(task: task_lib.Task) -> str:
   if data.validation is not None:
     sizes.append(f'{data.validation.total_examples} validation')
   sizes.append(f'{data.test.total_examples} test')
-  wanted = f'{data.num_classes} classes'
-  if task.kind == 'regression':
-    wanted = f'target {", ".join(data.target_names)}'
+  wanted = {
+    'regression': f'target {", ".join(data.target_names)}',
+    'tagging': f'{data.num_classes} tags',
+    'masked_language_modelling': 'tokens to guess',
+  }.get(task.kind, f'{data.num_classes} classes')
   return (
     f'{data.name}: {len(data.train.client_ids)} clients ({data.partition}), '
     f'{", ".join(sizes)} examples, {wanted}'
@@ -146,6 +148,8 @@ class Experiment:
         'versions': provenance.versions(),
         'git_revision': provenance.git_revision(),
       }
+      if task.initial_weights_sha256:
+        config['initial_weights_sha256'] = task.initial_weights_sha256
       if flags.FLAGS.from_config:
         saved = flag_values.read_saved(flags.FLAGS.from_config)
         flag_values.check_same_data(saved, config['data_sha256'])
@@ -189,7 +193,10 @@ class Experiment:
         f'The run ends after round {total}: the next one would exceed '
         f'--max_epsilon={flags.FLAGS.max_epsilon:g}.'
       )
-    if done == total:
+    rows = metrics_lib.read(self.run.metrics_csv) if done else []
+    if done and self.loop.stopped_early(rows) == done:
+      print(f'{self.run.path} ended early, after round {done}.')
+    elif done == total:
       print(f'{self.run.path} has all of its {total} rounds.')
     elif done:
       print(f'Resuming {self.run.path} after round {done} of {total}.')
@@ -355,6 +362,27 @@ def _with_noise(
   return algorithm, settings, schedule
 
 
+def _check_early_stopping(
+  config: loop_lib.LoopConfig,
+  task: task_lib.Task,
+  privacy: private_rounds.PrivateRounds | None,
+) -> None:
+  patience = config.early_stopping_evaluations
+  if patience is None:
+    return
+  if task.data.validation is None:
+    raise flags.IllegalFlagValueError(
+      f'--early_stopping_evaluations={patience} looks at the validation loss: '
+      'give --validation_examples.'
+    )
+  if privacy and not privacy.settings.allow_unaccounted_release:
+    raise flags.IllegalFlagValueError(
+      f'--early_stopping_evaluations={patience}: when a run ends would tell of '
+      'the held-out examples without noise; --allow_unaccounted_release allows '
+      'it, and the model card then says so.'
+    )
+
+
 def _build_loop(
   task: task_lib.Task,
   sampler: sampling.ClientSampler,
@@ -375,6 +403,7 @@ def _build_loop(
     registry.check_kind(flags.FLAGS.algorithm, task.kind, task.build_loss())
     if algorithm.has_local_layers:
       reconstruction.check(task.data)
+    _check_early_stopping(config, task, privacy)
     process = algorithm.build_for(task, settings)
     process = runtime.prepare(process, task)
   except (local_training.UnsuitableError, planner.PlanError) as error:

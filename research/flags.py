@@ -14,6 +14,7 @@ from research import (
   aggregator_flags,
   fault_flags,
   flag_values,
+  partition_flags,
   privacy_flags,
 )
 from research.algorithms import optimizers, registry
@@ -48,22 +49,7 @@ class DataFlags:
 
   def __init__(self):
     enum('dataset', None, load.DATASETS, "Data; the task's usual by default.")
-    text = "How examples go to clients; the dataset's own way by default."
-    enum('partition', None, load.PARTITIONS, text)
-    text = 'Clients that a partition makes (not natural or writer).'
-    define('integer', 'partition_clients', 100, text)
-    define('integer', 'shards_per_client', 2, 'For --partition=shards.')
-    define('float', 'dirichlet_alpha', 0.5, 'For dirichlet; small is skewed.')
-    text = 'For power_law; 0 is equal sizes.'
-    define('float', 'power_law_exponent', 1.0, text)
-    text = 'Labels of each client, for --partition=classes.'
-    define('integer', 'classes_per_client', 2, text)
-    text = 'For quantity_skew; small is skewed.'
-    define('float', 'quantity_skew_alpha', 0.5, text)
-    text = 'Training examples that are held out.'
-    define('integer', 'validation_examples', 0, text, lower_bound=0)
-    text = 'Hold out examples of all clients, or whole clients.'
-    enum('validation_by', 'examples', ['examples', 'clients'], text)
+    partition_flags.define_flags(load.PARTITIONS)
     text = "Folder with your copy of the dataset's published files."
     define('string', 'data_dir', None, text, free=True)
     text = 'Folder of fetched data; ~/.cache/tff_research by default.'
@@ -100,26 +86,13 @@ class DataFlags:
       given['feature_shape'] = _shape(given['feature_shape'])
     config = load.LoadConfig(**given, seed=seed)
     how = load.resolve_partition(config)
-    used = {
-      'shards': ['shards_per_client'],
-      'dirichlet': ['dirichlet_alpha'],
-      'power_law': ['power_law_exponent'],
-      'classes': ['classes_per_client'],
-      'quantity_skew': ['quantity_skew_alpha'],
-    }
-    mine = used.get(how, [])
-    others = [n for names in used.values() for n in names if n not in mine]
-    if how in load.NATURAL_PARTITIONS:
-      others.append('partition_clients')
-    refuse_unused(others, f'by --partition={how}')
+    partition_flags.refuse_unused(how)
     if config.dataset != 'file':
       refuse_unused(
         [n for n in fields if n.endswith('_column')]
         + ['test_fraction', 'feature_shape'],
         f'by --dataset={config.dataset}',
       )
-    if not config.validation_examples:
-      refuse_unused(['validation_by'], 'without --validation_examples')
     return config
 
 
@@ -129,6 +102,9 @@ class OptimizerConfig:
 
   optimizer: tff.learning.optimizers.Optimizer
   schedule: schedules.Schedule
+
+
+_GRADIENT_CLIP_NORM = 'client_gradient_clip_norm'
 
 
 class OptimizerFlags:
@@ -152,6 +128,9 @@ class OptimizerFlags:
       )
       text = f'Defaults: {users}.'
       define('float', f'{prefix}_{name}', None, text, lower_bound=0.0)
+    if prefix == 'client':
+      text = 'Scale gradients of local steps down to this norm.'
+      define('float', _GRADIENT_CLIP_NORM, None, text)
     enum(
       f'{rate}_schedule',
       schedules.CONSTANT,
@@ -185,6 +164,8 @@ class OptimizerFlags:
     )
     given = {key: value for key, value in values.items() if value is not None}
     optimizer = optimizers.build(name, schedule.learning_rate, given)
+    if prefix == 'client' and (norm := FLAGS[_GRADIENT_CLIP_NORM].value):
+      optimizer = optimizers.GradientClipping(optimizer, norm)
     return OptimizerConfig(optimizer, schedule)
 
 
@@ -241,6 +222,8 @@ class AlgorithmFlags:
       rate = f'{prefix}_learning_rate'
       unused.update(n for n in flag_values.names() if n.startswith(rate))
       unused.update(f'{prefix}_{key}' for key in optimizers.HPARAMS)
+      if prefix == 'client':
+        unused.add(_GRADIENT_CLIP_NORM)
     refuse_unused(sorted(unused), f'by --algorithm={name}')
     client, server = self._client.get(), self._server.get()
     self._privacy.check([client.schedule, server.schedule])
@@ -308,6 +291,11 @@ class TrainingFlags:
     )
     text = 'Examples that a client uses at most per epoch.'
     define('integer', 'max_examples_per_client', None, text, lower_bound=1)
+    text = (
+      'End after so many evaluations in a row that were no new minimum of the '
+      'validation loss; needs --validation_examples.'
+    )
+    define('integer', 'early_stopping_evaluations', None, text, lower_bound=1)
     text = 'Model init, partition, client sampling, shuffling and dropout.'
     define('integer', 'seed', 0, text, lower_bound=0)
     enum(

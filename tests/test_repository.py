@@ -15,7 +15,7 @@ _REGISTRY = re.compile(
 )
 _MACHINE_PATH = re.compile(r'(?<![\w.$}])/(work|root|home/[a-z]+)/')
 _MAY_IMPORT = {
-  'models': {'models'},
+  'models': {'models', 'datasets'},
   'datasets': {'datasets'},
   'research': {'models', 'datasets', 'research'},
   'experiments': {'models', 'datasets', 'research', 'experiments'},

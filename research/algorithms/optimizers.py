@@ -77,6 +77,43 @@ class Adagrad(tff.learning.optimizers.Optimizer):
     return collections.OrderedDict(state, **hparams)
 
 
+class GradientClipping(tff.learning.optimizers.Optimizer):
+  """Scales a step's gradient down to a norm, before another optimizer's step.
+
+  The norm is the Euclidean one over all weights (Pascanu et al. 2013,
+  arXiv:1211.5063, Algorithm 1). It bounds steps, not what a client sends: for
+  that there is the aggregator's `--clip_norm`.
+  """
+
+  def __init__(self, inner: tff.learning.optimizers.Optimizer, norm: float):
+    """Wraps an optimizer.
+
+    Args:
+      inner: Makes the steps, and has the state.
+      norm: The largest norm of a gradient.
+    """
+    self._inner = inner
+    self._norm = norm
+
+  def initialize(self, specs):
+    return self._inner.initialize(specs)
+
+  def next(self, state, weights, gradients):
+    flat = [
+      None if g is None else tf.convert_to_tensor(g)
+      for g in tf.nest.flatten(gradients)
+    ]
+    clipped, _ = tf.clip_by_global_norm(flat, self._norm)
+    gradients = tf.nest.pack_sequence_as(gradients, clipped)
+    return self._inner.next(state, weights, gradients)
+
+  def get_hparams(self, state):
+    return self._inner.get_hparams(state)
+
+  def set_hparams(self, state, hparams):
+    return self._inner.set_hparams(state, hparams)
+
+
 @dataclasses.dataclass(frozen=True)
 class Spec:
   """An optimizer that flags can name.
@@ -98,6 +135,11 @@ OPTIMIZERS: Mapping[str, Spec] = {
   'momentum': Spec(tff.learning.optimizers.build_sgdm, {'momentum': 0.9}),
   'adagrad': Spec(Adagrad, {'initial_accumulator': 0.0, 'epsilon': 1e-3}),
   'adam': Spec(tff.learning.optimizers.build_adam, _ADAPTIVE),
+  # Loshchilov and Hutter 2019 (arXiv:1711.05101); defaults of BERT.
+  'adamw': Spec(
+    tff.learning.optimizers.build_adamw,
+    {'beta_1': 0.9, 'beta_2': 0.999, 'epsilon': 1e-6, 'weight_decay': 0.01},
+  ),
   'yogi': Spec(
     lambda initial_accumulator, **hparams: tff.learning.optimizers.build_yogi(
       initial_preconditioner_value=initial_accumulator, **hparams

@@ -67,7 +67,10 @@ class Settings:
   attack: attacks.Attack | None = None
 
 
-_BY_GRADIENTS = frozenset(['classification', 'reconstruction', 'regression'])
+_BY_GRADIENTS = frozenset(
+  ['classification', 'reconstruction', 'regression', 'tagging']
+  + ['masked_language_modelling']
+)
 
 
 @dataclasses.dataclass(frozen=True)

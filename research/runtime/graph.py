@@ -186,7 +186,9 @@ class Graph:
       if node.op == 'ReadFile':
         source = body.nodes[split(node.input[0])[0]]
         if source.op == 'Const':
-          found.add(tf.make_ndarray(source.attr['value'].tensor).item().decode())
+          found.add(
+            tf.make_ndarray(source.attr['value'].tensor).item().decode()
+          )
     return found
 
   def unsupported(self, body: Body) -> list[str]:

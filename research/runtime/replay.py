@@ -8,6 +8,7 @@ over, vectorised and compiled by XLA.
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -147,10 +148,11 @@ def replay(
     for node in body.nodes.values():
       if node.op == 'AssignVariableOp' and node.name in body.order:
         first = graph.body(names, [node.input[1]])
-        start = lambda first=first: run.body(first, values)[0]
-        if first.is_from_file:
-          start = lambda first=first: _from_file(graph, first)
-        variables[graph_lib.split(node.input[0])[0]] = _Variable(start)
+        variables[graph_lib.split(node.input[0])[0]] = _Variable(
+          functools.partial(_from_file, graph, first)
+          if first.is_from_file
+          else lambda first=first: run.body(first, values)[0]
+        )
   return run.body(graph.body(names, fetches), values)
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -9,6 +10,7 @@ import tensorflow_federated as tff
 
 from datasets import federated_data
 from models import mixed_precision
+from research.tasks import frozen_model
 
 Batch = collections.OrderedDict
 
@@ -22,8 +24,10 @@ class Task:
     data: The clients' examples.
     kind: `classification` (logits against integer labels), `reconstruction`
       (the model's output against its input), `regression` (the model's output
-      [n, targets] against numbers) or `clustering` (squared distances
-      [n, clusters]; the labels serve evaluation alone).
+      [n, targets] against numbers), `clustering` (squared distances
+      [n, clusters]; the labels serve evaluation alone), or, with logits and a
+      label for each token [n, length], `tagging` and
+      `masked_language_modelling`.
     class_names: One name per class; empty for the other kinds.
     build_keras_model: Makes a fresh model with seeded initial weights; its
       output is logits, the reconstruction, what `postprocess` takes, or
@@ -38,6 +42,10 @@ class Task:
       its weights are those of the Keras model.
     postprocess: Of regression, maps the model's output to predictions in the
       targets' own units; part of the exported model as `preprocess_features`.
+    has_frozen_weights: Whether the variables that the Keras model doesn't train
+      are constants of every process: neither sent nor kept in checkpoints.
+    initial_weights_sha256: Hash of pre-trained weights; empty without any.
+    evaluation_batch_size: Examples that are evaluated at once.
   """
 
   name: str
@@ -52,8 +60,11 @@ class Task:
   example_shape: tuple[int, ...]
   client_model: tff.learning.models.FunctionalModel | None = None
   postprocess: Callable[[tf.Tensor], tf.Tensor] = tf.identity
+  has_frozen_weights: bool = False
+  initial_weights_sha256: str = ''
+  evaluation_batch_size: int = 500
 
-  @property
+  @functools.cached_property
   def input_spec(self) -> Batch:
     """Specs of a preprocessed batch; the batch dimension is unknown."""
     raw = tf.nest.map_structure(
@@ -85,12 +96,35 @@ class Task:
       return tff.learning.models.model_from_functional(
         self.client_model, self._metric_constructors()
       )
-    return tff.learning.models.from_keras_model(
-      self.build_keras_model(),
+    model = tff.learning.models.from_keras_model(
+      self.build_client_keras_model(),
       loss=self.build_loss(),
       input_spec=self.input_spec,
       metrics=self.build_metrics(),
     )
+    return frozen_model.FrozenModel(model) if self.has_frozen_weights else model
+
+  def build_client_keras_model(self) -> tf.keras.Model:
+    """Makes what clients train, where that is no `client_model`."""
+    return self.build_keras_model()
+
+  def weights_of(
+    self, model: tf.keras.Model
+  ) -> tff.learning.models.ModelWeights:
+    """The variables of a Keras model that a learning process's state has."""
+    others = [] if self.has_frozen_weights else model.non_trainable_variables
+    return tff.learning.models.ModelWeights(model.trainable_variables, others)
+
+  def in_mixed_precision(self, compute_format: str) -> 'Task':
+    """See the function of this name."""
+    model = mixed_precision.from_keras(
+      self.build_keras_model,
+      compute_format,
+      loss_fn=self.build_loss(),
+      metrics=self.build_metrics,
+      input_spec=self.input_spec,
+    )
+    return dataclasses.replace(self, client_model=model)
 
   def _metric_constructors(self) -> list[Callable[[], tf.keras.metrics.Metric]]:
     """What makes each metric, and those that models from Keras always have."""
@@ -119,11 +153,4 @@ def in_mixed_precision(task: Task, compute_format: str) -> Task:
   """
   if compute_format == mixed_precision.NONE:
     return task
-  model = mixed_precision.from_keras(
-    task.build_keras_model,
-    compute_format,
-    loss_fn=task.build_loss(),
-    metrics=task.build_metrics,
-    input_spec=task.input_spec,
-  )
-  return dataclasses.replace(task, client_model=model)
+  return task.in_mixed_precision(compute_format)

@@ -7,17 +7,23 @@ from research.training import private_rounds
 
 # What clients' own models come to while they are trained.
 PERSONAL = 'personal'
+# Of all examples together: clients that train don't tell what these need.
+_OF_EVALUATION = ('purity', 'f1', 'perplexity')
 
 
 def metric_names(task: task_lib.Task) -> tuple[str, ...]:
   """The metrics of a task, as `evaluation.Evaluator` names them."""
-  further = {'classification': ('accuracy',), 'clustering': ('purity',)}
+  further = {
+    'classification': ('accuracy',),
+    'clustering': ('purity',),
+    'tagging': ('accuracy', 'f1'),
+    'masked_language_modelling': ('accuracy', 'perplexity'),
+  }
   return ('loss', *further.get(task.kind, ()))
 
 
 def _is_measured(split: str, name: str) -> bool:
-  # Clients that train don't tell the labels that purity needs.
-  return name != 'purity' or split in ('validation', 'test')
+  return name not in _OF_EVALUATION or split in ('validation', 'test')
 
 
 def columns(

@@ -1,8 +1,9 @@
 """Evaluates model weights in large batches, outside the federated runtime."""
 
 import collections
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -11,9 +12,14 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from datasets import federated_data
+from models import token_labels
 from research.tasks import task as task_lib
+from research.training import spans
 
-_BATCH_SIZE = 500
+_OF_TOKENS = ('tagging', 'masked_language_modelling')
+# What counts of an example, besides its metrics.
+_TOKENS = 'tokens'
+_COUNTS = (_TOKENS, 'found', 'predicted', 'true')
 
 
 class Evaluator:
@@ -35,7 +41,11 @@ class Evaluator:
 
   def set_weights(self, weights: tff.learning.models.ModelWeights) -> None:
     """Puts the server's weights into `model`."""
-    weights.assign_weights_to(self.model)
+    variables = tf.nest.flatten(self._task.weights_of(self.model))
+    for variable, value in zip(
+      variables, tf.nest.flatten(weights), strict=True
+    ):
+      variable.assign(value)
 
   def set_leaves(self, leaves: Sequence[np.ndarray]) -> None:
     """Puts the weights of a checkpoint into `model`.
@@ -47,8 +57,7 @@ class Evaluator:
     Raises:
       ValueError: If the checkpoint is of another model.
     """
-    model = self.model
-    variables = [*model.trainable_variables, *model.non_trainable_variables]
+    variables = tf.nest.flatten(self._task.weights_of(self.model))
     weights = leaves[: len(variables)]
     expected = [tuple(variable.shape) for variable in variables]
     found = [np.shape(weight) for weight in weights]
@@ -74,10 +83,28 @@ class Evaluator:
       return {**loss, 'cluster': tf.argmin(output, axis=-1), 'y': batch['y']}
     labels = tf.cast(batch['y'], tf.int64)
     correct = tf.equal(tf.argmax(output, axis=-1), labels)
+    if self._task.kind in _OF_TOKENS:
+      return self._token_metrics(output, labels, correct)
     return {
       'loss': tf.nn.sparse_softmax_cross_entropy_with_logits(labels, output),
       'accuracy': tf.cast(correct, tf.float32),
     }
+
+  def _token_metrics(self, output, labels, correct):
+    """Means over an example's labelled tokens, and their number."""
+    losses, is_labelled = token_labels.token_losses(labels, output)
+    count = tf.reduce_sum(is_labelled, axis=1)
+    right = tf.cast(correct, tf.float32) * is_labelled
+    at_least_one = tf.maximum(count, 1)
+    metrics = {
+      'loss': tf.reduce_sum(losses, axis=1) / at_least_one,
+      'accuracy': tf.reduce_sum(right, axis=1) / at_least_one,
+      _TOKENS: count,
+    }
+    if self._task.kind == 'tagging':
+      tags = {'tags': tf.argmax(output, axis=-1), 'labels': labels}
+      return {**metrics, **tags}
+    return metrics
 
   def per_example(self, split: federated_data.Split) -> dict[str, np.ndarray]:
     """Returns the metrics of every example.
@@ -89,7 +116,23 @@ class Evaluator:
       Metric name to float32 [examples], in the order of `split.client_ids`:
       loss, accuracy (0 or 1) for classification, and purity for clustering: 1
       where the label is the most frequent one of the example's cluster in this
-      split.
+      split. Where tokens have labels both are means over an example's tokens.
+    """
+    return {
+      name: values
+      for name, values in self.counts(split).items()
+      if name.partition('/')[0] not in _COUNTS
+    }
+
+  def counts(self, split: federated_data.Split) -> dict[str, np.ndarray]:
+    """Returns the metrics of every example with what they count.
+
+    Args:
+      split: The clients, read one after the other.
+
+    Returns:
+      As `per_example`; where tokens have labels, also their number `tokens`
+      and, for tagging, what `spans.count` returns.
     """
     # One trace for all sizes of batches, made before threads share it.
     forward = self._forward.get_concrete_function(
@@ -101,10 +144,16 @@ class Evaluator:
 
     def compute(batch):
       tensors = {name: tf.constant(array) for name, array in batch.items()}
-      return {name: value.numpy() for name, value in forward(tensors).items()}
+      found = {name: v.numpy() for name, v in forward(tensors).items()}
+      if 'tags' in found:
+        names = self._task.class_names
+        tags, labels = found.pop('tags'), found.pop('labels')
+        found.update(spans.count(tags, labels, names))
+      return found
 
     parts = collections.defaultdict(list)
-    for metrics in _map_in_threads(compute, _batches(split)):
+    parts_of_split = batches(split, self._task.evaluation_batch_size)
+    for metrics in _map_in_threads(compute, parts_of_split):
       for name, values in metrics.items():
         parts[name].append(values)
     found = {name: np.concatenate(values) for name, values in parts.items()}
@@ -113,25 +162,45 @@ class Evaluator:
     return found
 
   def evaluate(self, split: federated_data.Split) -> dict[str, float]:
-    """Returns each metric's mean over all examples of the split."""
-    return {
-      name: float(np.mean(values, dtype=np.float64))
-      for name, values in self.per_example(split).items()
-    }
+    """Returns each metric of a split.
+
+    Returns:
+      Means over all examples, or over all tokens where these have labels; of
+      tagging also f1, over the spans of all types, and of language modelling
+      perplexity, the exponential of the loss.
+    """
+    return self._summarise(self.counts(split))
 
   def evaluate_clients(
     self, split: federated_data.Split
   ) -> dict[str, dict[str, float]]:
-    """Returns each metric's mean per client; clients without examples lack."""
-    metrics = self.per_example(split)
-    means, start = {}, 0
+    """Returns each metric per client; clients without examples lack."""
+    metrics = self.counts(split)
+    summaries, start = {}, 0
     for client_id, count in split.num_examples.items():
-      if count:
-        means[client_id] = {
-          name: float(np.mean(values[start : start + count], dtype=np.float64))
-          for name, values in metrics.items()
-        }
+      mine = {n: v[start : start + count] for n, v in metrics.items()}
+      if np.sum(mine.get(_TOKENS, count)):
+        summaries[client_id] = self._summarise(mine)
       start += count
+    return summaries
+
+  def _summarise(self, metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
+    weights = metrics.get(_TOKENS)
+    if weights is not None and not weights.sum():
+      raise ValueError('The examples have no labelled token to evaluate on.')
+    means = {
+      name: float(np.average(values.astype(np.float64), weights=weights))
+      for name, values in metrics.items()
+      if name.partition('/')[0] not in _COUNTS
+    }
+    if self._task.kind == 'tagging':
+      totals = [
+        sum(int(v.sum()) for n, v in metrics.items() if n.startswith(what))
+        for what in ('found/', 'predicted/', 'true/')
+      ]
+      means['f1'] = spans.scores(*totals)['f1']
+    if self._task.kind == 'masked_language_modelling':
+      means['perplexity'] = math.exp(means['loss'])
     return means
 
 
@@ -166,27 +235,29 @@ def _map_in_threads(
       yield waiting.popleft().result()
 
 
-def _batches(split: federated_data.Split) -> Iterator[dict[str, np.ndarray]]:
-  """Yields the split's examples in order, `_BATCH_SIZE` at a time."""
+def batches(
+  split: federated_data.Split, batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields the split's examples in order, `batch_size` at a time."""
   waiting, count = [], 0
   for client_id in split.client_ids:
     waiting.append(split.client(client_id))
     count += len(waiting[-1]['y'])
-    if count >= _BATCH_SIZE:
-      yield from _cut(waiting)
+    if count >= batch_size:
+      yield from _cut(waiting, batch_size)
       waiting, count = [], 0
   if count:
-    yield from _cut(waiting)
+    yield from _cut(waiting, batch_size)
 
 
-def _cut(clients: list) -> Iterator[dict[str, np.ndarray]]:
+def _cut(clients: list, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
   arrays = {
     key: np.concatenate([client[key] for client in clients])
     for key in clients[0]
   }
-  for start in range(0, len(arrays['y']), _BATCH_SIZE):
+  for start in range(0, len(arrays['y']), batch_size):
     yield {
-      key: array[start : start + _BATCH_SIZE] for key, array in arrays.items()
+      key: array[start : start + batch_size] for key, array in arrays.items()
     }
 
 

@@ -19,6 +19,7 @@ from research.training import checkpoint as checkpoint_lib
 from research.training import client_states as client_states_lib
 from research.training import (
   cohorts,
+  early_stopping,
   evaluation,
   fault_injection,
   private_rounds,
@@ -56,6 +57,8 @@ class LoopConfig:
       `total_rounds` is reached.
     rounds_per_checkpoint: Rounds between checkpoints; the last round has one.
     checkpoints_kept: Newest checkpoints that stay.
+    early_stopping_evaluations: End after so many evaluations in a row that
+      were no new minimum of the validation loss; None is never.
     seed: What all randomness but privacy noise comes from.
   """
 
@@ -67,6 +70,7 @@ class LoopConfig:
   rounds_per_evaluation: int = 5
   rounds_per_checkpoint: int = 1
   checkpoints_kept: int = 3
+  early_stopping_evaluations: int | None = None
   seed: int = 0
 
 
@@ -151,6 +155,7 @@ class TrainingLoop:
     self._prepared: dict[int, concurrent.futures.Future] = {}
     # By round, as float32: what metrics.csv gives back to a resumed run.
     self._losses: dict[int, np.float32] = {}
+    self._rows: list[Mapping[str, Any]] = []
 
   def restore(self) -> tuple[int, Any]:
     """Returns the newest good checkpoint's round and state, or 0 and a new one.
@@ -210,8 +215,11 @@ class TrainingLoop:
         f'checkpoint is of round {done}: rows are missing. Restore the file, '
         'or choose another --experiment_name.'
       )
-    for row in metrics_lib.read(metrics_csv.path):
+    self._rows = metrics_lib.read(metrics_csv.path)
+    for row in self._rows:
       self._remember_loss(row)
+    if self.stopped_early(self._rows) == done:
+      self.last_round = done
     with self._preparing_ahead():
       return self._train(start, metrics_csv, timing_csv, trackers, progress)
 
@@ -219,6 +227,11 @@ class TrainingLoop:
     """The last round of a run that goes on after round `done`."""
     total = self.config.total_rounds
     return self._privacy.last_round(done, total) if self._privacy else total
+
+  def stopped_early(self, rows: Sequence[Mapping[str, Any]]) -> int | None:
+    """The round after which a run with these rows ended early, if it did."""
+    patience = self.config.early_stopping_evaluations
+    return early_stopping.last_round(rows, patience)
 
   def _train(self, start, metrics_csv, timing_csv, trackers, progress) -> Any:
     done, state = start
@@ -234,6 +247,9 @@ class TrainingLoop:
       if self._is_due(round_num, self.config.rounds_per_evaluation):
         row.update(self.evaluate(state))
       evaluated = time.monotonic()
+      self._rows.append(row)
+      if self.stopped_early(self._rows):
+        self.last_round = round_num
       fault_injection.reached('round')
       timing = {
         'round': round_num,
@@ -252,11 +268,13 @@ class TrainingLoop:
         name: row.get(f'train_{name}')
         for name in columns_lib.metric_names(self.task)
       }
-      for name in ('accuracy', 'purity'):
+      for name in ('accuracy', 'purity', 'f1', 'perplexity'):
         shown[f'test {name}'] = row.get(f'test_{name}')
       for name in ('epsilon', 'delta'):
         shown[name] = row.get(name)
       progress.update(round_num, shown, speed)
+      if round_num == self.last_round:
+        break
     return state
 
   @property

@@ -212,6 +212,40 @@ def label_histogram(
   return save(fig, path)
 
 
+def confusion_matrix(
+  matrix: np.ndarray, names: Sequence[str], path: atomic.Path
+) -> pathlib.Path:
+  """Draws how often each class is taken for each other one.
+
+  Args:
+    matrix: Counts [classes, classes]; a row for each true class.
+    names: Of the classes.
+    path: The PNG file.
+
+  Returns:
+    The path of the file.
+  """
+  size = 3 + 0.35 * min(len(names), 40)
+  fig = figure.Figure(figsize=(size + 1, size), layout='constrained')
+  axes = fig.subplots()
+  shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+  image = axes.imshow(
+    shares, cmap='Blues', vmin=0, vmax=100, interpolation='none'
+  )
+  fig.colorbar(image, ax=axes, label="share of the class's examples (%)")
+  axes.set_title('Confusion matrix')
+  axes.set_xlabel('predicted')
+  axes.set_ylabel('true')
+  axes.set_xticks(range(len(names)), names, rotation=45, ha='right')
+  axes.set_yticks(range(len(names)), names)
+  if len(names) <= 20:
+    for row, column in np.ndindex(*matrix.shape):
+      colour = 'white' if shares[row, column] > 50 else 'black'
+      text = f'{matrix[row, column]}'
+      axes.text(column, row, text, ha='center', va='center', color=colour)
+  return save(fig, path)
+
+
 def examples_per_client(
   split: federated_data.Split, path: atomic.Path
 ) -> pathlib.Path:

@@ -12,7 +12,7 @@ from absl import logging
 from research.training import atomic
 
 # Besides the flags: what decides the result, and what should not but might.
-_DECISIVE = ('binary', 'seed', 'data_sha256')
+_DECISIVE = ('binary', 'seed', 'data_sha256', 'initial_weights_sha256')
 _INFORMATIVE = ('device', 'versions', 'git_revision')
 
 

@@ -70,7 +70,7 @@ def test_rounding_of_the_device_does_not_matter():
 
 
 def test_bits_of_the_hash_are_fair_and_independent():
-  bits = layers._random_bits(examples(0), 1, tf.zeros([2**16])).numpy()
+  bits = layers.random_bits(examples(0), 1, tf.zeros([2**16])).numpy()
   assert bits.min() >= 0 and bits.max() < 2**32
   binary = (bits[:, None] >> np.arange(32)) & 1
   # Five standard deviations of 65,536 fair coins.

@@ -17,7 +17,7 @@ START = np.array([0.5, -1.0, 2.0])
 @pytest.fixture(scope='module')
 def clients():
   # More examples than a batch holds, and a client without any.
-  sizes = (evaluation._BATCH_SIZE + 7, 0, 3, evaluation._BATCH_SIZE)
+  sizes = (507, 0, 3, 500)
   return toy.random_clients(sizes)
 
 

@@ -1,0 +1,47 @@
+"""A model whose frozen variables are no part of what a server sends."""
+
+import tensorflow_federated as tff
+
+
+class FrozenModel(tff.learning.models.VariableModel):
+  """Another model without its variables that are not trained.
+
+  Their initial values must be constants, as those of `models.weight_store`:
+  then every client makes them by itself, and neither messages nor checkpoints
+  have them.
+  """
+
+  def __init__(self, model: tff.learning.models.VariableModel):
+    """Wraps a model."""
+    self._model = model
+
+  @property
+  def trainable_variables(self):
+    return self._model.trainable_variables
+
+  @property
+  def non_trainable_variables(self):
+    return []
+
+  @property
+  def local_variables(self):
+    return self._model.local_variables
+
+  @property
+  def input_spec(self):
+    return self._model.input_spec
+
+  def predict_on_batch(self, batch_input, training=True):
+    return self._model.predict_on_batch(batch_input, training)
+
+  def forward_pass(self, batch_input, training=True):
+    return self._model.forward_pass(batch_input, training)
+
+  def report_local_unfinalized_metrics(self):
+    return self._model.report_local_unfinalized_metrics()
+
+  def metric_finalizers(self):
+    return self._model.metric_finalizers()
+
+  def reset_metrics(self):
+    return self._model.reset_metrics()
