@@ -21,14 +21,15 @@ ARGS ?=
 PRIVATE := experiments/private$(if $(TFF_RESEARCH_QMNIST_DIR),/by_writer)
 
 # What test-data fetches; a name may carry a partition, as in mnist:writer.
-DATA ?= digits mnist
+DATA ?= digits mnist amazon_reviews
+ENCODERS ?= minilm_l6
 
 # TensorFlow's start-up lines drown what a command has to say.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 python := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help emnist linear_regression emnist_dp dp_utility test test-slow test-data lint format \
+.PHONY: help emnist linear_regression emnist_dp dp_utility bert fine_tuning newsgroups test test-slow test-data lint format \
   doctor lock lock-check env serving xla-cpu xla-tpu xla-gpu benchmark clean
 
 help: ## List the targets.
@@ -58,6 +59,17 @@ dp_utility: env ## Accuracy against epsilon, five private algorithms (SEEDS= ARG
 	  --flag_files=experiments/private --vary=target_epsilon=1,2,4,8 \
 	  --experiment_name=dp_utility $(ARGS)
 
+bert: env serving ## LoRA on a real encoder, sentiment by review; a model that serves (ARGS=).
+	$(python) -m experiments.bert --flagfile=experiments/bert.flags $(ARGS)
+
+fine_tuning: env ## Full, frozen and LoRA: accuracy, bytes, seconds (SEEDS= ARGS=).
+	$(python) -m experiments.compare --binary=bert --seeds=$(SEEDS) \
+	  --flag_files=experiments/fine_tuning --experiment_name=fine_tuning $(ARGS)
+
+newsgroups: env ## FedAvg, FedProx, FedOpt and one client with all data (SEEDS= ARGS=).
+	$(python) -m experiments.compare --binary=bert --seeds=$(SEEDS) \
+	  --flag_files=experiments/newsgroups_reduced --experiment_name=newsgroups $(ARGS)
+
 test: env serving test-data ## Run the default tests (ARGS= for pytest).
 	@$(MAKE) --no-print-directory xla-cpu || \
 	  echo 'Without .venv-xla-cpu exported programs are not run in jax.'
@@ -66,8 +78,9 @@ test: env serving test-data ## Run the default tests (ARGS= for pytest).
 test-slow: env serving test-data ## Run the slow tests (ARGS= for pytest).
 	$(python) -m pytest -m slow $(ARGS)
 
-test-data: env ## Fetch the data that the tests read, once (DATA=).
+test-data: env ## Fetch what the tests read, once (DATA= ENCODERS=).
 	$(python) -m datasets.fetch $(DATA)
+	$(python) -m models.pretrained $(ENCODERS)
 
 lint: env ## Check style and formatting.
 	$(python) -m ruff check .

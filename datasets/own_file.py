@@ -82,9 +82,9 @@ def load(
   if columns.targets:
     y, class_names = _targets(table, columns.targets), ()
   else:
-    y, class_names = _labels(table, columns.label)
-  ids = _texts(table, columns.client)
-  rows = _rows_by_split(table, ids, columns.split, test_fraction)
+    y, class_names = label_column(table, columns.label)
+  ids = text_column(table, columns.client)
+  rows = rows_by_split(table, ids, columns.split, test_fraction)
   arrays = {'x': x, 'y': y}
   splits = {
     split: federated_data.Split.from_arrays(arrays, clients)
@@ -110,7 +110,7 @@ def load(
   )
 
 
-def _rows_by_split(
+def rows_by_split(
   table: tables.Table,
   ids: np.ndarray,
   split_column: str | None,
@@ -126,7 +126,7 @@ def _rows_by_split(
       _group(ids, np.arange(len(ids))), fraction, _TEST_SEED
     )
     return {'train': train, 'validation': {}, 'test': test}
-  given = _texts(table, split_column)
+  given = text_column(table, split_column)
   wrong = np.flatnonzero(~np.isin(given, SPLITS))
   if wrong.size:
     raise table.error(
@@ -153,7 +153,7 @@ def _group(ids: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
   return groups
 
 
-def _texts(table: tables.Table, column: str) -> np.ndarray:
+def text_column(table: tables.Table, column: str) -> np.ndarray:
   """Returns a column as text; an empty cell or a fraction is an error."""
   values = table.columns[column]
   texts = [v.decode() if isinstance(v, bytes) else v for v in values.tolist()]
@@ -165,7 +165,7 @@ def _texts(table: tables.Table, column: str) -> np.ndarray:
   return np.asarray([str(value) for value in texts], dtype=object).astype(str)
 
 
-def _labels(
+def label_column(
   table: tables.Table, column: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
   """Returns labels as int32 [n] and the class names.
@@ -173,7 +173,7 @@ def _labels(
   If the first label is an integer all must be, from 0 up; else they are names,
   numbered in alphabetical order.
   """
-  texts = _texts(table, column)
+  texts = text_column(table, column)
   if re.fullmatch(r'[-+]?\d*\.\d*(e[-+]?\d+)?', texts[0]):
     raise table.error(
       0, column, f'{texts[0]!r} is not a class: an integer from 0, or a name'

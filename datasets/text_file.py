@@ -110,10 +110,10 @@ def _load_table(
       raise table.error(row, columns.text, 'the cell is empty')
   labels, class_names = np.zeros(len(texts), np.int32), ()
   if columns.label is not None:
-    labels, class_names = own_file._labels(table, columns.label)
-  rows = own_file._rows_by_split(
+    labels, class_names = own_file.label_column(table, columns.label)
+  rows = own_file.rows_by_split(
     table,
-    own_file._texts(table, columns.client),
+    own_file.text_column(table, columns.client),
     columns.split,
     test_fraction,
   )

@@ -53,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
     if flags.FLAGS.dry_run:
       print(run.dry_run())
       return
+    text_flags.keep_vocabulary(run.run.path, run.task.pieces)
     state = run.train()
     run.finish(state)
     run.loop.evaluator.set_weights(run.loop.process.get_model_weights(state))

@@ -161,9 +161,10 @@ def main(argv: Sequence[str]) -> None:
       baseline = comparison.constant_class_accuracy(
         next(iter(directories.values()))
       )
-    paths = comparison.write(found, metric, folder.path)
+    cost = comparison.costs(directories)
+    paths = comparison.write(found, metric, folder.path, cost)
     paths += comparison.draw(found, metric, folder.path, baseline)
-  print(comparison.table(found, metric, rounds))
+  print(comparison.table(found, metric, rounds, cost))
   if baseline is not None:
     print(f'The most frequent class alone: {baseline:.4f}')
   print('\n'.join(map(str, paths)))

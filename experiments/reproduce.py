@@ -103,7 +103,7 @@ def train(target: paper_targets.Target, seed: int) -> Run:
   command = [
     sys.executable,
     '-m',
-    'experiments.emnist',
+    f'experiments.{target.binary}',
     f'--flagfile={target.flag_file}',
     f'--seed={seed}',
     f'--root_output_dir={_ROOT.value}',

@@ -1,23 +1,24 @@
 """BERT encoders and their heads as Keras models.
 
-Devlin et al. 2019 (arXiv:1810.04805) on KerasNLP's layers, with three changes:
-GELU is exact, as in the published weights (KerasNLP approximates it); dropout
-follows from a seed and the batch; and initial weights come from a checkpoint's
-files (`weight_store`), whether it was trained or drawn at random.
-
-Every model takes token ids, int32 [batch, length] with 0 as padding.
+Devlin et al. 2019 (arXiv:1810.04805). Initial weights come from a checkpoint by
+way of files (`weight_store`), whether it was trained or drawn at random. Every
+model takes token ids, int32 [batch, length] with 0 as padding.
 """
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 
-import keras_nlp
 import numpy as np
 import tensorflow as tf
 
-from models import bert_checkpoint, layers, lora, weight_store
+from models import (
+  bert_checkpoint,
+  bert_encoder,
+  layers,
+  lora,
+  weight_store,
+)
 
 # Layers, hidden size; heads of 64, four times as wide inside. Turc et al. 2019
 # (arXiv:1908.08962), Table 1; base is that of Devlin et al.
@@ -128,118 +129,6 @@ def _draw(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
   return tf.random.stateless_truncated_normal(shape, key, 0.0, _STDDEV).numpy()
 
 
-class TokenDropout(tf.keras.layers.Layer):
-  """`BatchSeededDropout` of one input; the encoder says which tokens it reads.
-
-  Attributes:
-    tokens: The batch's token ids, set before each call.
-  """
-
-  def __init__(self, rate: float, seed: int, name: str):
-    super().__init__(name=name, autocast=False)
-    self.rate = rate
-    self._dropout = layers.BatchSeededDropout(rate, seed)
-    self.tokens: tf.Tensor | None = None
-
-  def call(self, inputs: tf.Tensor, training=None) -> tf.Tensor:
-    if not training or not self.rate:
-      return inputs
-    kept = self._dropout([inputs, self.tokens], training=True)
-    return tf.cast(kept, inputs.dtype)
-
-
-class Encoder(tf.keras.layers.Layer):
-  """From token ids to a vector for each: the transformer of BERT.
-
-  Attributes:
-    backbone: KerasNLP's, whose layers are used here one by one.
-  """
-
-  def __init__(
-    self,
-    form: bert_checkpoint.Config,
-    dropout: float,
-    seed: int,
-    compute_format: str = 'float32',
-  ):
-    """Makes an encoder whose weights are still to be set.
-
-    Args:
-      form: Its sizes.
-      dropout: Rate behind embeddings, attention and dense layers, in [0, 1).
-      seed: Each dropout derives its own from it.
-      compute_format: What it computes in; weights are float32.
-    """
-    super().__init__(name='encoder')
-    self.backbone = keras_nlp.models.BertBackbone(
-      vocabulary_size=form.vocabulary_size,
-      num_layers=form.num_layers,
-      num_heads=form.num_heads,
-      hidden_dim=form.hidden_size,
-      intermediate_dim=form.intermediate_size,
-      dropout=0.0,
-      max_sequence_length=form.max_positions,
-      num_segments=form.num_segments,
-      dtype=_policy(compute_format),
-    )
-    self._activation = functools.partial(
-      tf.keras.activations.gelu, approximate=form.activation == 'gelu_tanh'
-    )
-
-    def make(name: str) -> TokenDropout:
-      return TokenDropout(dropout, layers.derive_seed(seed, name), name)
-
-    self._dropouts = [make('embeddings_dropout')]
-    self.backbone.embeddings_layer_norm.epsilon = form.layer_norm_epsilon
-    for number, layer in enumerate(self.transformer_layers):
-      layer._self_attention_layer_norm.epsilon = form.layer_norm_epsilon
-      layer._feedforward_layer_norm.epsilon = form.layer_norm_epsilon
-      layer._feedforward_intermediate_dense.activation = self._activation
-      attention = layer._self_attention_layer
-      for owner, attribute in (
-        (attention, '_dropout_layer'),
-        (layer, '_self_attention_dropout'),
-        (layer, '_feedforward_dropout'),
-      ):
-        setattr(owner, attribute, make(f'layer_{number}{attribute}'))
-        self._dropouts.append(getattr(owner, attribute))
-
-  @property
-  def transformer_layers(self) -> list[tf.keras.layers.Layer]:
-    """KerasNLP's layers, from the embeddings up."""
-    return self.backbone.transformer_layers
-
-  def call(self, token_ids: tf.Tensor, training=None) -> tf.Tensor:
-    """Encodes.
-
-    Args:
-      token_ids: int32 [batch, length].
-      training: Whether there is dropout.
-
-    Returns:
-      float32 [batch, length, hidden size].
-    """
-    for dropout in self._dropouts:
-      dropout.tokens = token_ids
-    backbone, mask = (
-      self.backbone,
-      tf.cast(tf.not_equal(token_ids, 0), tf.int32),
-    )
-    tokens = backbone.token_embedding(token_ids)
-    hidden = (
-      tokens
-      + backbone.position_embedding(tokens)
-      + backbone.segment_embedding(tf.zeros_like(token_ids))
-    )
-    hidden = backbone.embeddings_layer_norm(hidden)
-    hidden = self._dropouts[0](hidden, training=training)
-    for layer in self.transformer_layers:
-      # Without the mark of Keras' own masks, of which KerasNLP would warn.
-      hidden = tf.identity(hidden)
-      hidden = layer(hidden, padding_mask=mask, training=training)
-    return tf.cast(hidden, tf.float32)
-
-
 class Builder:
   """Makes fresh models of one encoder, in whatever graph they are needed.
 
@@ -283,7 +172,7 @@ class Builder:
     tensors = {**pooler, **checkpoint.tensors}
     values = {
       variable.ref(): value
-      for variable, value in _assignments(encoder, tensors)
+      for variable, value in bert_encoder.assignments(encoder, tensors)
     }
     self._files: list[pathlib.Path] = [
       store.put(values[variable.ref()]) for variable in made
@@ -345,7 +234,7 @@ class Builder:
 
   def _start(
     self, compute_format: str = 'float32', has_pooler: bool = False
-  ) -> tuple[tf.Tensor, Encoder]:
+  ) -> tuple[tf.Tensor, bert_encoder.Encoder]:
     """The input, and an encoder with what is trained of it."""
     with weight_store.initial_values(self._files):
       encoder = self._bare_encoder(compute_format)
@@ -354,9 +243,11 @@ class Builder:
     encoder.backbone.pooled_dense.trainable = has_pooler
     return tf.keras.Input([None], dtype=tf.int32, name='token_ids'), encoder
 
-  def _bare_encoder(self, compute_format: str = 'float32') -> Encoder:
+  def _bare_encoder(
+    self, compute_format: str = 'float32'
+  ) -> bert_encoder.Encoder:
     form = self.checkpoint.config
-    return Encoder(form, self._dropout, self._seed, compute_format)
+    return bert_encoder.Encoder(form, self._dropout, self._seed, compute_format)
 
   def _head_dropout(self, hidden: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
     seed = layers.derive_seed(self._seed, 'head_dropout')
@@ -370,11 +261,6 @@ class Builder:
     return tf.keras.layers.Dense(
       units, kernel_initializer=initializer, name=name
     )
-
-
-def _policy(compute_format: str) -> tf.keras.mixed_precision.Policy:
-  prefix = '' if compute_format == 'float32' else 'mixed_'
-  return tf.keras.mixed_precision.Policy(prefix + compute_format)
 
 
 class _MeanOfTokens(tf.keras.layers.Layer):
@@ -391,7 +277,10 @@ class _MaskedLanguageHead(tf.keras.layers.Layer):
   """From vectors [batch, length, hidden] to logits over the vocabulary."""
 
   def __init__(
-    self, encoder: Encoder, checkpoint: bert_checkpoint.Checkpoint, seed: int
+    self,
+    encoder: bert_encoder.Encoder,
+    checkpoint: bert_checkpoint.Checkpoint,
+    seed: int,
   ):
     super().__init__(name='masked_language_head')
     form = checkpoint.config
@@ -408,7 +297,7 @@ class _MaskedLanguageHead(tf.keras.layers.Layer):
     )
     self._dense = tf.keras.layers.Dense(
       form.hidden_size,
-      encoder._activation,
+      encoder.activation,
       kernel_initializer=start('transform.dense.weight', normal, True),
       bias_initializer=start('transform.dense.bias', 'zeros'),
       name='transform',
@@ -431,7 +320,9 @@ class _MaskedLanguageHead(tf.keras.layers.Layer):
     return self._embedding(hidden, reverse=True) + self._bias
 
 
-def _choose_trained(encoder: Encoder, tuning: FineTuning, seed: int) -> None:
+def _choose_trained(
+  encoder: bert_encoder.Encoder, tuning: FineTuning, seed: int
+) -> None:
   """Freezes what is not trained and adds what is trained beside it."""
   kind = tuning.fine_tuning
   if kind == 'full':
@@ -482,47 +373,3 @@ def _owner(
   if target in ('intermediate', 'output'):
     return block, f'_feedforward_{target}_dense'
   return block._self_attention_layer, f'_{target.split("_")[-1]}_dense'
-
-
-def _assignments(
-  encoder: Encoder, tensors: Mapping[str, np.ndarray]
-) -> list[tuple[tf.Variable, np.ndarray]]:
-  """Pairs each of the encoder's variables with its value in a checkpoint."""
-  backbone = encoder.backbone
-  pairs: list[tuple[tf.Variable, np.ndarray]] = []
-
-  def embedding(variable: tf.Variable, name: str) -> None:
-    pairs.append((variable, tensors[f'embeddings.{name}.weight']))
-
-  def norm(layer: tf.keras.layers.Layer, name: str) -> None:
-    pairs.append((layer.gamma, tensors[f'{name}.weight']))
-    pairs.append((layer.beta, tensors[f'{name}.bias']))
-
-  def dense(layer: tf.keras.layers.Layer, name: str) -> None:
-    for variable, value in (
-      (layer.kernel, tensors[f'{name}.weight'].T),
-      (layer.bias, tensors[f'{name}.bias']),
-    ):
-      pairs.append((variable, value.reshape(variable.shape)))
-
-  embedding(backbone.token_embedding.embeddings, 'word_embeddings')
-  embedding(
-    backbone.position_embedding.position_embeddings, 'position_embeddings'
-  )
-  embedding(backbone.segment_embedding.embeddings, 'token_type_embeddings')
-  norm(backbone.embeddings_layer_norm, 'embeddings.LayerNorm')
-  for number, block in enumerate(encoder.transformer_layers):
-    prefix, attention = f'encoder.layer.{number}.', block._self_attention_layer
-    for name in ('query', 'key', 'value'):
-      dense(
-        getattr(attention, f'_{name}_dense'), f'{prefix}attention.self.{name}'
-      )
-    dense(attention._output_dense, f'{prefix}attention.output.dense')
-    norm(
-      block._self_attention_layer_norm, f'{prefix}attention.output.LayerNorm'
-    )
-    dense(block._feedforward_intermediate_dense, f'{prefix}intermediate.dense')
-    dense(block._feedforward_output_dense, f'{prefix}output.dense')
-    norm(block._feedforward_layer_norm, f'{prefix}output.LayerNorm')
-  dense(backbone.pooled_dense, 'pooler.dense')
-  return pairs

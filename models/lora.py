@@ -41,7 +41,34 @@ class Part(tf.keras.layers.Layer):
     return tuple(_bias(self.base).shape)
 
 
-class Lora(Part):
+class MergeablePart(Part):
+  """A part whose change can be added to the weights of `base`.
+
+  An activation of `base` moves here: it comes after the change.
+  """
+
+  def __init__(self, base: tf.keras.layers.Layer, kind: str):
+    """Freezes a layer; see `Part`."""
+    super().__init__(base, kind)
+    self._is_merged = False
+    self._activation = tf.keras.activations.linear
+    if hasattr(base, 'activation'):
+      self._activation, base.activation = base.activation, None
+
+  def call(self, inputs: tf.Tensor) -> tf.Tensor:
+    output = self.base(inputs)
+    if not self._is_merged:
+      output = output + self._change_of_output(inputs, output)
+    return self._activation(output)
+
+  def merge(self) -> None:
+    """Adds the change to the base; the output stays the same."""
+    if not self._is_merged:
+      self._change_base()
+      self._is_merged = True
+
+
+class Lora(MergeablePart):
   """y = base(x) + (alpha / rank) x A B (Hu et al. 2021, Equation 3).
 
   A is uniform and B zero at first, so that training starts at the base.
@@ -60,11 +87,9 @@ class Lora(Part):
     """
     super().__init__(base, 'lora')
     self._scale = alpha / rank
-    self._is_merged = False
     outputs = self.output_shape_of_base
     kernel = base.kernel.shape
-    self._input_rank = len(kernel) - len(outputs)
-    self._inputs = math.prod(kernel[: self._input_rank])
+    self._inputs = math.prod(kernel[: len(kernel) - len(outputs)])
     bound = 1 / math.sqrt(self._inputs)
     self.lora_a = self.add_weight(
       'lora_a',
@@ -75,20 +100,17 @@ class Lora(Part):
       'lora_b', [rank, math.prod(outputs)], initializer='zeros'
     )
 
-  def call(self, inputs: tf.Tensor) -> tf.Tensor:
-    output = self.base(inputs)
-    if self._is_merged:
-      return output
+  def _change_of_output(
+    self, inputs: tf.Tensor, output: tf.Tensor
+  ) -> tf.Tensor:
     flat = tf.reshape(inputs, [-1, self._inputs])
     change = (flat @ self.lora_a @ self.lora_b) * self._scale
-    return output + tf.reshape(change, tf.shape(output))
+    return tf.reshape(change, tf.shape(output))
 
-  def merge(self) -> None:
-    """Adds the product of A and B to the kernel; the output stays the same."""
+  def _change_base(self) -> None:
     change = (self.lora_a @ self.lora_b) * self._scale
     kernel = self.base.kernel
     kernel.assign_add(tf.reshape(change, kernel.shape))
-    self._is_merged = True
 
 
 class Adapter(Part):
@@ -122,33 +144,23 @@ class Adapter(Part):
     return hidden + self.up(self.down(hidden))
 
 
-class BiasOffset(Part):
+class BiasOffset(MergeablePart):
   """y = base(x) + offset: what training the bias of `base` alone amounts to."""
 
   def __init__(self, base: tf.keras.layers.Layer):
     """Adds the offset, zero at first, of the shape of the bias of `base`."""
     super().__init__(base, 'bias')
-    self._is_merged = False
-    self._has_activation = getattr(base, 'activation', None) not in (
-      None,
-      tf.keras.activations.linear,
-    )
     self.offset = self.add_weight(
       'offset', self.output_shape_of_base, initializer='zeros'
     )
-    if self._has_activation:
-      self._activation, base.activation = base.activation, None
 
-  def call(self, inputs: tf.Tensor) -> tf.Tensor:
-    output = self.base(inputs)
-    if not self._is_merged:
-      output = output + self.offset
-    return self._activation(output) if self._has_activation else output
+  def _change_of_output(
+    self, inputs: tf.Tensor, output: tf.Tensor
+  ) -> tf.Tensor:
+    return self.offset
 
-  def merge(self) -> None:
-    """Adds the offset to the bias; the output stays the same."""
+  def _change_base(self) -> None:
     _bias(self.base).assign_add(self.offset)
-    self._is_merged = True
 
 
 def merge(model: tf.keras.Model) -> tf.keras.Model:
@@ -160,7 +172,7 @@ def merge(model: tf.keras.Model) -> tf.keras.Model:
     The model, whose outputs are the same up to rounding.
   """
   for part in parts(model):
-    if hasattr(part, 'merge'):
+    if isinstance(part, MergeablePart):
       part.merge()
   return model
 

@@ -25,6 +25,7 @@ class Target:
       in the metric.
     provenance: How the paper's number is known.
     flag_file: The flag file of the runs.
+    binary: What runs it, a module of `experiments`.
   """
 
   name: str
@@ -36,6 +37,7 @@ class Target:
   tolerance: float
   provenance: str
   flag_file: pathlib.Path
+  binary: str = 'emnist'
 
   @property
   def paper_number(self) -> float:
@@ -106,6 +108,7 @@ def read_target(papers: pathlib.Path, name: str) -> Target:
       tolerance=float(said['tolerance']),
       provenance=said['provenance'],
       flag_file=path,
+      binary=said.get('binary', 'emnist'),
     )
   except (KeyError, ValueError) as error:
     raise ValueError(f'{path} lacks the comment {error}.') from error

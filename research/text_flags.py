@@ -16,6 +16,7 @@ from datasets import (
 from models import bert, bert_checkpoint, pretrained, weight_store
 from research import flag_values, partition_flags
 from research.tasks import bert as tasks
+from research.training import atomic
 
 FLAGS = flag_values.FLAGS
 define = flag_values.define
@@ -35,6 +36,8 @@ _USED = {
   'last_layers': ['last_layers'],
 }
 _BUCKET = 16
+# In a run directory.
+VOCABULARY = 'vocab.txt'
 
 
 class DataFlags:
@@ -147,6 +150,11 @@ class ModelFlags:
       'much as any other.'
     )
     enum('class_weighting', 'none', ['none', 'balanced'], help_text)
+    help_text = (
+      'Export the trained encoder, too: in the folder encoder of the run, for '
+      '--model=checkpoint of another run.'
+    )
+    define('boolean', 'export_encoder', False, help_text, free=True)
 
   def fine_tuning(self) -> bert.FineTuning:
     """Returns what is trained of the encoder.
@@ -187,7 +195,14 @@ class ModelFlags:
     spec = tasks.TASKS[name]
     if spec.kind != 'classification':
       refuse_unused(['class_weighting', 'pooling'], f'by --task={name}')
+    if 'run_dir' not in FLAGS and not FLAGS.export:
+      refuse_unused(['export_encoder'], 'with --noexport')
     tuning = self.fine_tuning()
+    if FLAGS.export_encoder and tuning.fine_tuning == 'adapters':
+      raise flags.IllegalFlagValueError(
+        '--export_encoder: an encoder with adapters is no plain BERT, which a '
+        'checkpoint holds; --fine_tuning=lora can be merged into one.'
+      )
     data = text.load(data_flags.get(name, seed))
     checkpoint = self._checkpoint(FLAGS.model or spec.model, data, seed)
     pieces = word_pieces.WordPieces(
@@ -222,6 +237,7 @@ class ModelFlags:
       length_bucket=FLAGS.length_bucket,
       seed=seed,
       class_weights=weights,
+      export_encoder=FLAGS.export_encoder,
     )
     return tasks.build(name, data, builder, pieces, lengths, settings)
 
@@ -242,6 +258,9 @@ class ModelFlags:
     return pretrained.find(model, FLAGS.cache_dir)
 
   def _vocabulary(self, data: federated_data.FederatedData) -> Sequence[str]:
+    kept = _kept_vocabulary()
+    if kept and not FLAGS['vocabulary_file'].present:
+      return word_pieces.WordPieces.from_vocab_file(kept).vocab
     if FLAGS.vocabulary_file:
       refuse_unused(['vocabulary_size'], 'with --vocabulary_file')
       return word_pieces.WordPieces.from_vocab_file(FLAGS.vocabulary_file).vocab
@@ -249,6 +268,27 @@ class ModelFlags:
     return text_vocabulary.build_vocab(
       _all_texts(data.train), FLAGS.vocabulary_size
     )
+
+
+def keep_vocabulary(
+  directory: str | os.PathLike, pieces: word_pieces.WordPieces
+) -> None:
+  """Puts a vocabulary into a run: with other data it would be another one.
+
+  Args:
+    directory: The run directory.
+    pieces: Those of the run's task.
+  """
+  text = ''.join(f'{piece}\n' for piece in pieces.vocab)
+  atomic.write_text(os.path.join(directory, VOCABULARY), text)
+
+
+def _kept_vocabulary() -> str | None:
+  """The vocabulary of the run in --run_dir, if a command has that flag."""
+  if 'run_dir' not in FLAGS or not FLAGS.run_dir:
+    return None
+  path = os.path.join(os.path.expanduser(FLAGS.run_dir), VOCABULARY)
+  return path if os.path.exists(path) else None
 
 
 def _vectorises() -> bool:

@@ -13,6 +13,7 @@ The harness starts `worker.py`, which opens one of them.
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -24,8 +25,22 @@ from research.aggregators import dp
 from research.privacy import noise
 from research.runtime import in_process, registry
 
-Step = Callable[[], None]
-Weights = Callable[[], list[np.ndarray]]
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """A system that is ready for its first round.
+
+  Attributes:
+    step: Runs a round, to the end of its computation.
+    weights: Returns the global weights.
+    construction_seconds: What building the process took, from the task to what
+      the runtime has planned; 0 without a process.
+  """
+
+  step: Callable[[], None]
+  weights: Callable[[], list[np.ndarray]]
+  construction_seconds: float = 0.0
+
 
 _STOCK = {
   'stock_reduce': tff.learning.LoopImplementation.DATASET_REDUCE,
@@ -46,22 +61,27 @@ _PLANS = {
   'bert': ('in_process_scan',),
   'linear': ('in_process_vmap', 'in_process_vmap_xla'),
   'wide': (),
+  'lora': ('in_process_scan',),
+  'full': (),
 }
-# Beyond, stock TFF takes minutes for a round.
+# Beyond, stock TFF takes minutes for a round, and for all of a large encoder.
 _MOST_STOCK_CLIENTS = 1000
+_SLOW_IN_STOCK = ('full',)
 # Without those that lost by far where they were measured.
 _BARE = {
   'cnn': ('bare_one_lane', 'bare_lanes'),
   'bert': ('bare_one_lane', 'bare_lanes'),
   'linear': ('bare_lanes', 'bare_vmap', 'bare_vmap_xla'),
   'wide': ('bare_lanes', 'bare_vmap'),
+  'lora': ('bare_one_lane', 'bare_lanes'),
+  'full': ('bare_one_lane', 'bare_lanes'),
 }
 
 
 def names(workload: workloads.Workload, all_plans: bool) -> list[str]:
   """The arms of a workload, peers apart, in the order of the report.
 
-  Unless all are asked for, stock TFF is left out of very large cohorts.
+  Unless all are asked for, stock TFF is left out where it takes minutes.
 
   Args:
     workload: What is trained.
@@ -72,7 +92,10 @@ def names(workload: workloads.Workload, all_plans: bool) -> list[str]:
     loops = [f'bare_{name}' for name in bare.variants_of(workload)]
     plans = [name for name in _IN_PROCESS if name != workloads.WITHOUT_PRIVACY]
     return [*_STOCK, *plans, *without, *loops]
-  stock = _STOCK if workload.clients <= _MOST_STOCK_CLIENTS else ()
+  is_slow = (
+    workload.clients > _MOST_STOCK_CLIENTS or workload.model in _SLOW_IN_STOCK
+  )
+  stock = () if is_slow else _STOCK
   plans = ('in_process_auto', *_PLANS[workload.model], *without)
   return [*stock, *plans, *_BARE[workload.model]]
 
@@ -82,7 +105,7 @@ def _federated(
   workload: workloads.Workload,
   config: registry.RuntimeConfig,
   loop_implementation: tff.learning.LoopImplementation | None,
-) -> Iterator[tuple[Step, Weights]]:
+) -> Iterator[Opened]:
   task = workload.task()
   # Stock TFF has noise of its own; ours has a key of each round.
   is_keyed = workload.private and config.runtime == 'in_process'
@@ -94,7 +117,9 @@ def _federated(
     aggregator = dp.factory(query)
   with registry.build(config) as runtime:
     loop = loop_implementation or runtime.loop_implementation
+    start = time.perf_counter()
     process = runtime.prepare(workload.process(task, loop, aggregator), task)
+    seconds = time.perf_counter() - start
     split, batches = task.data.train, workload.batches()
     cohort = [
       runtime.client_data(split, client, batches) for client in split.client_ids
@@ -112,13 +137,13 @@ def _federated(
       # Nothing may be left to run when the clock stops.
       tf.test.experimental.sync_devices()
 
-    yield step, lambda: process.get_model_weights(state).trainable
+    yield Opened(
+      step, lambda: process.get_model_weights(state).trainable, seconds
+    )
 
 
 @contextlib.contextmanager
-def _bare(
-  workload: workloads.Workload, variant: str
-) -> Iterator[tuple[Step, Weights]]:
+def _bare(workload: workloads.Workload, variant: str) -> Iterator[Opened]:
   bare.VARIANTS[variant].set_threads()
   round_fn = bare.build(workload, variant)
   weights = bare.initial_weights(workload)
@@ -129,12 +154,12 @@ def _bare(
     weights = round_fn(weights, x, y)
     tf.test.experimental.sync_devices()
 
-  yield step, lambda: weights
+  yield Opened(step, lambda: weights)
 
 
 def open_arm(
   name: str, workload: workloads.Workload
-) -> contextlib.AbstractContextManager[tuple[Step, Weights]]:
+) -> contextlib.AbstractContextManager[Opened]:
   """Makes a system ready for its first round.
 
   Args:
@@ -142,8 +167,7 @@ def open_arm(
     workload: What is trained.
 
   Returns:
-    A context manager of two functions: one runs a round, to the end of its
-    computation, and one returns the global weights as a list.
+    A context manager of the system.
 
   Raises:
     ValueError: If there is no such arm.

@@ -59,9 +59,10 @@ VARIANTS = {
 def variants_of(workload: workloads.Workload) -> tuple[str, ...]:
   """Names of the variants that can run a workload.
 
-  TensorFlow 2.14 can't vectorise a convolution over clients' own kernels.
+  TensorFlow 2.14 can't vectorise a convolution over clients' own kernels. The
+  activations of all clients of an encoder would take gigabytes.
   """
-  if workload.model == 'cnn':
+  if workload.model == 'cnn' or workload.encoder:
     return ('one_lane', 'lanes')
   return tuple(VARIANTS)
 

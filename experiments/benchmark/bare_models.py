@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from experiments.benchmark import workloads
+from experiments.benchmark import bare_bert, workloads
 
 Forward = Callable[[Sequence[tf.Tensor], tf.Tensor], tf.Tensor]
 
@@ -17,14 +17,22 @@ def forward(workload: workloads.Workload) -> Forward:
   """Returns the model of a workload.
 
   Args:
-    workload: Its `model` is one of `cnn`, `linear`, `wide` and `bert`.
+    workload: Any; of an encoder, what is frozen becomes constants.
 
   Returns:
     A function from weights and x [batch, ...] to outputs [batch, classes or 1].
   """
-  return {'cnn': _cnn, 'linear': _linear, 'wide': _wide, 'bert': _bert}[
-    workload.model
-  ]
+  if workload.model == 'lora':
+    return bare_bert.lora(workload)
+  if workload.model == 'full':
+    return bare_bert.full(workload)
+  models = {
+    'cnn': _cnn,
+    'linear': _linear,
+    'wide': _wide,
+    'bert': bare_bert.tiny,
+  }
+  return models[workload.model]
 
 
 def loss(
@@ -55,58 +63,3 @@ def _linear(weights, x):
 
 def _wide(weights, x):
   return tf.reduce_mean(tf.matmul(x, weights[0]), -1, keepdims=True)
-
-
-def _bert(weights, x):
-  weights = list(weights)
-
-  def take(count):
-    taken, weights[:count] = weights[:count], []
-    return taken
-
-  table, positions = take(2)
-  hidden = _layer_norm(tf.gather(table, x) + positions, *take(2))
-  for _ in range(2):
-    hidden = _layer_norm(hidden + _attention(hidden, *take(8)), *take(2))
-    inner = _gelu(_dense(hidden, *take(2)))
-    hidden = _layer_norm(hidden + _dense(inner, *take(2)), *take(2))
-  pooled = tf.tanh(_dense(hidden[:, 0], *take(2)))
-  return _dense(pooled, *take(2))
-
-
-def _attention(hidden, query, bq, key, bk, value, bv, output, bo):
-  """Multi-head attention over hidden [batch, positions, width]."""
-  width, heads, size = query.shape
-  length = hidden.shape[1]
-
-  def project(kernel, bias):
-    flat = _dense(
-      hidden, tf.reshape(kernel, [width, width]), tf.reshape(bias, [width])
-    )
-    return tf.transpose(
-      tf.reshape(flat, [-1, length, heads, size]), [0, 2, 1, 3]
-    )
-
-  scaled = project(query, bq) * size**-0.5
-  scores = tf.matmul(scaled, project(key, bk), transpose_b=True)
-  mixed = tf.matmul(tf.nn.softmax(scores), project(value, bv))
-  mixed = tf.reshape(tf.transpose(mixed, [0, 2, 1, 3]), [-1, length, width])
-  return _dense(mixed, tf.reshape(output, [width, width]), bo)
-
-
-def _dense(x, kernel, bias):
-  """x kernel + bias as one matrix product over all leading dimensions."""
-  flat = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), kernel)
-  flat = tf.nn.bias_add(flat, bias)
-  return tf.reshape(flat, [-1, *x.shape[1:-1], kernel.shape[-1]])
-
-
-def _layer_norm(x, gamma, beta, epsilon=1e-12):
-  mean = tf.reduce_mean(x, -1, keepdims=True)
-  centred = x - mean
-  variance = tf.reduce_mean(centred**2, -1, keepdims=True)
-  return centred * (tf.math.rsqrt(variance + epsilon) * gamma) + beta
-
-
-def _gelu(x):
-  return tf.nn.gelu(x, approximate=True)

@@ -54,6 +54,8 @@ class Result:
 
   Attributes:
     cold_start_seconds: From the process's start to the end of round 1.
+    construction_seconds: Of these, what building TFF's process took; 0 if there
+      is none.
     peak_megabytes: The peak resident memory of the process and its children,
       summed over processes, in units of 10^6 bytes.
     seconds: Seconds per round: of each repetition, the rounds of its turn.
@@ -66,6 +68,7 @@ class Result:
   """
 
   cold_start_seconds: float = 0.0
+  construction_seconds: float = 0.0
   peak_megabytes: float = 0.0
   seconds: list[list[float]] = dataclasses.field(default_factory=list)
   idle_cores: float = 0.0
@@ -107,8 +110,9 @@ class Arm:
         text=True,
       )
     with self._closing_on_error():
-      self._ask('rounds 1')
+      answer = self._ask('rounds 1')
       self.result.cold_start_seconds = time.perf_counter() - start
+      self.result.construction_seconds = answer.get('construction_seconds', 0.0)
 
   @contextlib.contextmanager
   def _closing_on_error(self):
@@ -218,7 +222,6 @@ def measure(
   Args:
     launches: What to measure. The first that starts is the reference of the
       weights after round 1.
-    initial_weights: Where all of them start.
     initial_weights: Where all of them start.
     pairs: Repetitions.
     directory: Gets one log per arm.

@@ -1,6 +1,6 @@
 """How long is a round, beside stock TFF, a bare loop and other frameworks?
 
-Measures workloads A to E (`workloads.py`) or the cohort sweep: cold start,
+Measures workloads A to G (`workloads.py`) or the cohort sweep: cold start,
 seconds per round and peak memory of each system, interleaved, and writes
 results.json with every sample, and a plot:
 
@@ -33,7 +33,7 @@ from experiments.benchmark import (
 from research import cli, flag_values
 
 _WORKLOADS = flags.DEFINE_list(
-  'workloads', ['A', 'B', 'C', 'D', 'E'], 'Names in workloads.py.'
+  'workloads', list('ABCDEFG'), 'Names in workloads.py.'
 )
 _SWEEP = flags.DEFINE_bool('sweep', False, 'The cohort sweep in their place.')
 _ARMS = flags.DEFINE_list('arms', [], 'Only these arms; empty is all.')

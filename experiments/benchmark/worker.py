@@ -18,9 +18,10 @@ def main(unused_argv: Sequence[str]) -> None:
   """Runs rounds whenever it is told to."""
   out = protocol.private_stdout()
   workload = workloads.get(_WORKLOAD.value)
-  with arms.open_arm(_ARM.value, workload) as (step, weights):
-    for _ in protocol.Server(out, weights).rounds():
-      step()
+  with arms.open_arm(_ARM.value, workload) as arm:
+    facts = {'construction_seconds': arm.construction_seconds}
+    for _ in protocol.Server(out, arm.weights, facts=facts).rounds():
+      arm.step()
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """What the benchmark trains: models, synthetic data, and their TFF processes.
 
-Workloads A to E and the cohort sweep; float32, one local epoch, client SGD with
+Workloads A to G and the cohort sweep; float32, one local epoch, client SGD with
 learning rate 0.1, server SGD with learning rate 1, mean weighted by examples:
 
   A  EMNIST CNN (1,690,046 parameters)    10 clients x 100, batches of 20
@@ -8,6 +8,8 @@ learning rate 0.1, server SGD with learning rate 1, mean weighted by examples:
   C  linear regression, 100 inputs      1000 clients x 20, batches of 20
   D  two-layer BERT classifier            10 clients x 16, batches of 8
   E  A with central DP: clipped, Gaussian noise, unweighted
+  F  LoRA of a six-layer BERT encoder     10 clients x 16, batches of 16
+  G  full fine-tuning of that encoder     10 clients x 16, batches of 16
   sweep:CLIENTSxPARAMETERS  one step of one client on a batch of 5
 
 Every client has the same number of examples: padding would blur what a step
@@ -24,6 +26,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from datasets import federated_data
+from experiments.benchmark import encoders
 from models import emnist, layers
 from research.algorithms import fed_avg, optimizers
 from research.tasks import task as task_lib
@@ -50,12 +53,14 @@ class Workload:
 
   Attributes:
     name: What `--workloads` calls it.
-    model: `cnn`, `linear`, `bert` or `wide`.
+    model: `cnn`, `linear`, `bert`, `wide`, or how an encoder is fine-tuned:
+      `lora` or `full`.
     clients: Clients per round.
     examples: Examples per client, a multiple of `batch_size`.
     batch_size: Examples per local step.
     private: Whether updates are clipped, averaged evenly, and noised.
     inputs: Inputs of the linear and wide models.
+    encoder: What is fine-tuned, a key of `encoders.FORMS`.
   """
 
   name: str
@@ -65,6 +70,7 @@ class Workload:
   batch_size: int
   private: bool = False
   inputs: int = 100
+  encoder: str = ''
 
   @property
   def steps(self) -> int:
@@ -74,7 +80,7 @@ class Workload:
   def arrays(self) -> tuple[np.ndarray, np.ndarray]:
     """Returns x [clients, examples, ...] and y [clients, examples].
 
-    x is float32 (int32 tokens for `bert`), y int32 labels (float32 targets for
+    x is float32 (int32 tokens for BERT), y int32 labels (float32 targets for
     `linear` and `wide`); drawn from a fixed seed.
     """
     rng = np.random.default_rng(_SEED)
@@ -86,6 +92,8 @@ class Workload:
       patterns = rng.random((10, 28, 28, 1), np.float32)
       noise = rng.random((*shape, 28, 28, 1), np.float32)
       return 0.8 * patterns[y] + 0.2 * noise, y
+    if self.encoder:
+      return encoders.draw(self.encoder, shape, rng)
     if self.model == 'bert':
       x = rng.integers(0, _VOCABULARY, (*shape, _SEQUENCE), np.int32)
       return x, rng.integers(0, 2, shape, np.int32)
@@ -95,6 +103,8 @@ class Workload:
 
   def build_keras_model(self) -> tf.keras.Model:
     """Builds a fresh model with seeded initial weights."""
+    if self.encoder:
+      return encoders.build(self.encoder, self.model)
     return _MODELS[self.model](self)
 
   def build_loss(self) -> tf.keras.losses.Loss:
@@ -133,6 +143,7 @@ class Workload:
         x=batch['x'], y=batch['y'][:, tf.newaxis]
       ),
       example_shape=x.shape[2:],
+      has_frozen_weights=bool(self.encoder),
     )
 
   def batches(self) -> list[np.ndarray]:
@@ -277,6 +288,10 @@ WORKLOADS = {
     Workload('C', 'linear', 1000, 20, 20),
     Workload('D', 'bert', 10, 16, 8),
     Workload('E', 'cnn', 10, 100, 20, private=True),
+    Workload('F', 'lora', 10, 16, 16, encoder='minilm'),
+    Workload('G', 'full', 10, 16, 16, encoder='minilm'),
+    Workload('tiny_lora', 'lora', 3, 4, 2, encoder='tiny'),
+    Workload('tiny_full', 'full', 3, 4, 2, encoder='tiny'),
     Workload('tiny', 'linear', 6, 8, 4, inputs=3),
     Workload('tiny_private', 'linear', 6, 8, 4, private=True, inputs=3),
   )

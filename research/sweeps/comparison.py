@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import ticker
 
+from research.aggregators import bits
 from research.training import atomic, metrics, plots
 
 EPSILON, DELTA, RELATION = 'epsilon', 'delta', 'relation'
@@ -132,19 +133,61 @@ def final(found: pd.DataFrame, metric: str) -> pd.DataFrame:
   ).reset_index()
 
 
+def costs(
+  runs: Mapping[tuple[Line, int], pathlib.Path],
+) -> pd.DataFrame:
+  """What a round of each line costs.
+
+  Args:
+    runs: Line and seed to a run directory with metrics.csv and timing.csv.
+
+  Returns:
+    A row per line: name, value, megabytes that a client uploads and downloads
+    in a round, and the median seconds of a round's training. Seconds compare
+    runs that had the machine to themselves.
+  """
+  rows = []
+  for (line, _), directory in runs.items():
+    timing = pd.DataFrame(metrics.read(directory / 'timing.csv'))
+    last = metrics.read(directory / 'metrics.csv')[-1]
+    rows.append(
+      {
+        'name': line.name,
+        'value': line.value,
+        'upload_megabytes': _megabytes(last.get(bits.UPLOAD)),
+        'download_megabytes': _megabytes(last.get(bits.DOWNLOAD)),
+        'seconds_per_round': timing['train_seconds'].median(),
+      }
+    )
+  groups = pd.DataFrame(rows).groupby(
+    ['name', 'value'], sort=False, dropna=False
+  )
+  return groups.median().reset_index()
+
+
+def _megabytes(number_of_bits: float | None) -> float:
+  return math.nan if number_of_bits is None else number_of_bits / 8e6
+
+
 def constant_class_accuracy(directory: pathlib.Path) -> float | None:
   """Of a run's test data, of whoever names its most frequent class always."""
   config = json.loads((directory / 'config.json').read_text())
   return config.get('constant_class_accuracy')
 
 
-def table(found: pd.DataFrame, metric: str, rounds: Sequence[int] = ()) -> str:
+def table(
+  found: pd.DataFrame,
+  metric: str,
+  rounds: Sequence[int] = (),
+  cost: pd.DataFrame | None = None,
+) -> str:
   """The comparison as text.
 
   Args:
     found: Of `by_round`.
     metric: As there.
     rounds: Rounds on the way that get a row each.
+    cost: Of `costs`; None leaves them out.
 
   Returns:
     Rows of rounds for each line, then the last ones.
@@ -165,7 +208,10 @@ def table(found: pd.DataFrame, metric: str, rounds: Sequence[int] = ()) -> str:
     text.append(f'{_title(name, value)}, {metric} by round:')
     text.append(_text(means.reset_index()))
   text.append(f'{metric} at the end:')
-  text.append(_text(final(found, metric)))
+  reached = final(found, metric)
+  if cost is not None:
+    reached = reached.merge(cost, on=['name', 'value'], how='left')
+  text.append(_text(reached))
   return '\n'.join(text)
 
 
@@ -267,10 +313,14 @@ def _finish(axes, baseline: float | None) -> None:
 
 
 def write(
-  found: pd.DataFrame, metric: str, directory: pathlib.Path
+  found: pd.DataFrame,
+  metric: str,
+  directory: pathlib.Path,
+  cost: pd.DataFrame,
 ) -> list[pathlib.Path]:
-  """Writes by_round.csv and comparison.csv."""
+  """Writes by_round.csv, and comparison.csv with the costs."""
   paths = [directory / 'by_round.csv', directory / 'comparison.csv']
-  for path, frame in zip(paths, (found, final(found, metric)), strict=True):
+  reached = final(found, metric).merge(cost, on=['name', 'value'], how='left')
+  for path, frame in zip(paths, (found, reached), strict=True):
     atomic.write_text(path, frame.to_csv(index=False))
   return paths

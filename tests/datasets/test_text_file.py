@@ -20,7 +20,7 @@ Blackburn NNP I-PER
 
 -DOCSTART- -X- O
 
-John NNP B-PER
+Africa NNP B-LOC
 """
 
 
@@ -136,12 +136,12 @@ def test_columns_by_document(tmp_path):
   path = tmp_path / 'mine.conll'
   path.write_text(SENTENCES)
   data = _load(path, test_fraction=0.3)
-  assert data.class_names == ('O', 'B-ORG', 'B-PER', 'I-PER')
+  assert data.class_names == ('O', 'B-LOC', 'B-ORG', 'B-PER', 'I-PER')
   assert data.train.num_examples == {'document_0001': 1, 'document_0002': 1}
   both = [s.client('document_0001') for s in (data.train, data.test)]
   got = {p['x'][0]: p['y'][0].tolist() for p in both}
-  assert got == {('EU', 'rejects'): [1, 0], ('Peter', 'Blackburn'): [2, 3]}
-  assert data.train.client('document_0002')['y'][0].tolist() == [2]
+  assert got == {('EU', 'rejects'): [2, 0], ('Peter', 'Blackburn'): [3, 4]}
+  assert data.train.client('document_0002')['y'][0].tolist() == [1]
 
 
 def test_columns_without_documents_are_one_client(tmp_path):

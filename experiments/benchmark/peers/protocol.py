@@ -25,7 +25,7 @@ def private_stdout():
 class Server:
   """The measured process's side."""
 
-  def __init__(self, out, weights, followers=()):
+  def __init__(self, out, weights, followers=(), facts=None):
     """Takes commands once `rounds` is iterated.
 
     Args:
@@ -33,10 +33,12 @@ class Server:
       weights: Returns the global weights as arrays in the order of the Keras
         model, in TensorFlow's layout; None in a follower.
       followers: Processes of the same arm whose `stdin` gets each `rounds`.
+      facts: A dict that is part of the answer to each `rounds`.
     """
     self._weights = weights
     self._followers = followers
     self._out = out
+    self._facts = facts or {}
 
   def rounds(self):
     """Yields once per round to be done; the time until the next is a round's.
@@ -54,7 +56,7 @@ class Server:
           start = time.perf_counter()
           yield
           seconds.append(time.perf_counter() - start)
-        self._say({'seconds': seconds})
+        self._say({'seconds': seconds, **self._facts})
       elif command == 'save':
         arrays = [np.asarray(array) for array in self._weights()]
         np.savez(argument, *arrays)
