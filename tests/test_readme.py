@@ -33,6 +33,7 @@ TRAINING = starting_with(
   '.venv/bin/python -m experiments.emnist'
 ) + starting_with('.venv/bin/python -m experiments.evaluate')
 REGRESSION = starting_with('.venv/bin/python -m experiments.linear_regression')
+TEXTS = starting_with('.venv/bin/python -m experiments.bert')
 EXPORT_XLA = starting_with('.venv/bin/python -m experiments.export_xla')
 SWEEP = starting_with('.venv/bin/python -m experiments.sweep')
 REPRODUCE = starting_with('.venv/bin/python -m experiments.reproduce')
@@ -61,7 +62,7 @@ def shell(command: str, cwd, timeout: float) -> subprocess.CompletedProcess:
 
 
 def test_every_command_is_run_by_a_test_below():
-  handled = [*TRAINING, *REGRESSION, *EXPORT_XLA, *SWEEP, *REPRODUCE]
+  handled = [*TRAINING, *REGRESSION, *TEXTS, *EXPORT_XLA, *SWEEP, *REPRODUCE]
   handled += [*PLANNING, *BENCHMARK, *MAKE, 'make test']
   assert sorted(commands()) == sorted(handled)
   assert len(TRAINING) >= 4 and SWEEP and REPRODUCE and MAKE
@@ -104,6 +105,14 @@ def test_the_regression_commands_run(tmp_path):
     result = shell(f'{command} --total_rounds=2', tmp_path, 300)
     assert result.returncode == 0, (command, result.stderr)
   assert (tmp_path / 'runs/drift/plots/drift.png').is_file()
+
+
+def test_the_commands_on_texts_run(tmp_path):
+  for command in TEXTS:
+    result = shell(command, tmp_path, 300)
+    assert result.returncode == 0, (command, result.stderr)
+  assert (tmp_path / 'runs/texts/report.json').is_file()
+  assert (tmp_path / 'runs/texts/model/saved_model.pb').is_file()
 
 
 def test_the_training_commands_run_in_order(tmp_path):
