@@ -161,6 +161,12 @@ class Encoder(tf.keras.layers.Layer):
     Returns:
       float32 [batch, length, hidden size].
     """
+    return self._encode(token_ids, training)
+
+  # Autograph would take seconds to convert KerasNLP's code, of no use here:
+  # nothing branches on tensors.
+  @tf.autograph.experimental.do_not_convert
+  def _encode(self, token_ids: tf.Tensor, training) -> tf.Tensor:
     for dropout in self._dropouts:
       dropout.tokens = token_ids
     backbone, mask = (

@@ -129,6 +129,9 @@ class Arm:
       self._process.stdin.write(command + '\n')
       self._process.stdin.flush()
       answer = self._process.stdout.readline()
+      # What a library prints while it is imported, as KerasNLP does.
+      while answer and not answer.startswith('{'):
+        answer = self._process.stdout.readline()
     except BrokenPipeError:
       answer = ''
     finally:

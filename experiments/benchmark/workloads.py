@@ -115,6 +115,9 @@ class Workload:
 
   def task(self) -> task_lib.Task:
     """Builds the task that a runtime takes."""
+    if self.encoder:
+      # Here, since random weights can't be drawn where TFF builds a graph.
+      encoders.builder(self.encoder, self.model)
     x, y = self.arrays()
     split = federated_data.Split.from_client_arrays(
       {f'{i:05}': {'x': x[i], 'y': y[i]} for i in range(self.clients)}

@@ -30,6 +30,7 @@ def test_every_arm_has_a_turn_in_each_repetition(tmp_path):
     # A round takes microseconds: as many as a turn may have.
     assert {len(turn) for turn in result.seconds} == {9}
     assert result.cold_start_seconds > 0
+    assert result.construction_seconds == 1.5
     # Python with NumPy, and nothing like TensorFlow.
     assert 10 < result.peak_megabytes < 200
   # After round 1 the weights are 1 and 1.25 from a start of 0.
@@ -158,7 +159,7 @@ def test_plot_has_a_panel_per_workload_or_size(
 
 def test_an_unknown_workload_is_refused(tmp_path):
   result = binary.run(
-    'benchmark.rounds', '--workloads=F', f'--output={tmp_path}'
+    'benchmark.rounds', '--workloads=Z', f'--output={tmp_path}'
   )
   assert result.returncode == 2
-  assert "no workload 'F'" in result.stderr
+  assert "no workload 'Z'" in result.stderr

@@ -107,6 +107,16 @@ def test_check_compares_memory_at_ten_million_parameters():
   assert not rows['peak memory, MB']['met']
 
 
+def test_check_bounds_the_construction_of_a_process():
+  for seconds, met in ((15, True), (15.1, False)):
+    arm = _result([1.0] * 15)
+    arm.construction_seconds = seconds
+    (row,) = targets.check('G', {'in_process_auto': arm})
+    assert row['what'] == 'process construction, s'
+    assert (row['value'], row['bound'], row['met']) == (seconds, 15, met)
+  assert not targets.check('A', {'in_process_auto': arm})
+
+
 def test_ratios_are_to_the_fastest_bare_loop():
   results = {
     'stock_reduce': _result([6.0] * 3),

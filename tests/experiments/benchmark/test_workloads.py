@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from experiments.benchmark import bare, bare_models, workloads
+from experiments.benchmark import arms, bare, bare_models, workloads
+
+_SLOW = pytest.mark.slow
 
 # Clients, examples of each, and batch size.
 _SIZES = {
@@ -13,8 +15,18 @@ _SIZES = {
   'C': (1000, 20, 20),
   'D': (10, 16, 8),
   'E': (10, 100, 20),
+  'F': (10, 16, 16),
+  'G': (10, 16, 16),
 }
-_MODELS = ['C', 'sweep:2x1k', 'A', 'D']
+_MODELS = ['C', 'sweep:2x1k', 'A', 'D', 'tiny_lora', 'tiny_full']
+# Embeddings; six layers of attention, feed-forward and norms; the pooler, which
+# nobody uses; the head.
+_MINILM = (
+  (30_522 + 512 + 2 + 2) * 384
+  + 6 * (4 * (384 * 384 + 384) + 384 * 1536 * 2 + 1536 + 384 + 4 * 384)
+  + (384 * 384 + 384)
+  + (384 * 2 + 2)
+)
 
 
 @pytest.mark.parametrize('name', _SIZES)
@@ -41,6 +53,9 @@ def test_sizes(name):
       + (128 * 128 + 128)
       + (128 * 2 + 2),
     ),
+    # Two matrices of rank 4 at query and value of each layer.
+    ('F', _MINILM + 6 * 2 * 2 * 384 * 4),
+    ('G', _MINILM),
     ('sweep:1x10k', 10_000),
     ('sweep:1x1M', 1_000_000),
     ('sweep:1x10M', 3163**2),
@@ -49,6 +64,57 @@ def test_sizes(name):
 def test_parameters(name, parameters):
   model = workloads.get(name).build_keras_model()
   assert model.count_params() == parameters
+
+
+@pytest.mark.parametrize(
+  'name, trained',
+  [('F', 6 * 2 * 2 * 384 * 4 + 770), ('G', _MINILM - 384 * 384 - 384)],
+)
+def test_encoders_are_full_texts_without_what_is_frozen(name, trained):
+  workload = workloads.get(name)
+  x, _ = workload.arrays()
+  assert x.shape == (10, 16, 64)
+  assert x.min() > 0
+  task = workload.task()
+  with tf.Graph().as_default():
+    model = task.model_fn()
+  sizes = [v.shape.num_elements() for v in model.trainable_variables]
+  assert sum(sizes) == trained
+  assert not model.non_trainable_variables
+
+
+@pytest.mark.parametrize(
+  'arm', ['in_process_auto', pytest.param('stock_reduce', marks=_SLOW)]
+)
+@pytest.mark.parametrize('name', ['tiny_lora', 'tiny_full'])
+def test_rounds_of_encoders_agree(name, arm):
+  workload = workloads.get(name)
+  start = bare.initial_weights(workload)
+  expected, (x, y) = start, workload.arrays()
+  with arms.open_arm(arm, workload) as opened:
+    assert opened.construction_seconds > 0
+    for _ in range(2):
+      opened.step()
+    found = opened.weights()
+  moved = np.linalg.norm(_flat(found) - _flat(start))
+  assert moved > 1e-3
+  for variant in bare.variants_of(workload):
+    round_fn, expected = bare.build(workload, variant), start
+    for _ in range(2):
+      expected = round_fn(expected, x, y)
+    difference = np.linalg.norm(_flat(found) - _flat(expected))
+    assert difference < 1e-5 * moved, variant
+
+
+def _flat(weights):
+  return np.concatenate([np.ravel(w) for w in weights]).astype(float)
+
+
+def test_stock_trains_a_large_encoder_only_when_asked():
+  assert not [n for n in arms.names(workloads.get('G'), False) if 'stock' in n]
+  for name, all_plans in (('F', False), ('G', True)):
+    found = arms.names(workloads.get(name), all_plans)
+    assert found[:2] == ['stock_reduce', 'stock_iterator']
 
 
 @pytest.mark.parametrize('name', _MODELS)
@@ -143,6 +209,6 @@ def test_sweep_stays_within_memory():
 
 
 def test_an_unknown_workload_is_refused():
-  for name in ('F', 'sweep:10x7', 'sweep:axb'):
+  for name in ('Z', 'sweep:10x7', 'sweep:axb'):
     with pytest.raises(ValueError, match='no workload'):
       workloads.get(name)
