@@ -153,7 +153,18 @@ class Builder:
       dropout: Rate of dropout; None is the checkpoint's.
       seed: Of the heads, of what is trained beside frozen layers, of dropout.
       store: Where the weights are kept.
+
+    Raises:
+      ValueError: If more layers are to be trained than there are.
     """
+    count = checkpoint.config.num_layers
+    if fine_tuning.fine_tuning == 'last_layers' and not (
+      0 < fine_tuning.last_layers <= count
+    ):
+      raise ValueError(
+        f'--last_layers={fine_tuning.last_layers}: the encoder has {count} '
+        'transformer layers.'
+      )
     self.checkpoint = checkpoint
     self._tuning = fine_tuning
     self._dropout = checkpoint.config.dropout if dropout is None else dropout
@@ -330,11 +341,6 @@ def _choose_trained(
   lora.freeze(encoder)
   blocks = encoder.transformer_layers
   if kind == 'last_layers':
-    if not 0 < tuning.last_layers <= len(blocks):
-      raise ValueError(
-        f'--last_layers={tuning.last_layers}: the encoder has '
-        f'{len(blocks)} transformer layers.'
-      )
     for block in blocks[-tuning.last_layers :]:
       for layer in block._flatten_layers():
         layer.trainable = True

@@ -64,7 +64,21 @@ def load(directory: run_directory.RunDirectory) -> FinishedRun:
   except ValueError as error:
     raise flags.IllegalFlagValueError(str(error)) from error
   flag_values.check_same_data(config, task.data.content_sha256)
+  _check_same_start(config, task)
   return FinishedRun(directory, config, task, evaluator, saved.round_num)
+
+
+def _check_same_start(config: dict[str, Any], task: task_lib.Task) -> None:
+  """Raises if what was frozen, or the vocabulary, is not that of the run."""
+  expected = config.get('initial_weights_sha256', '')
+  found = task.initial_weights_sha256
+  if expected and found != expected:
+    raise flags.IllegalFlagValueError(
+      'The encoder is not the one that the run started from: the SHA-256 of '
+      f'its weights and vocabulary is {found}, that of the run {expected}. '
+      'Restore the files that --checkpoint_dir or --vocabulary_file name, and '
+      "leave the run's flags of the model as they are."
+    )
 
 
 def select_split(task: task_lib.Task, name: str) -> federated_data.Split:

@@ -195,8 +195,10 @@ class ModelFlags:
     spec = tasks.TASKS[name]
     if spec.kind != 'classification':
       refuse_unused(['class_weighting', 'pooling'], f'by --task={name}')
-    if 'run_dir' not in FLAGS and not FLAGS.export:
-      refuse_unused(['export_encoder'], 'with --noexport')
+    if FLAGS.export_encoder and not FLAGS.export and 'run_dir' not in FLAGS:
+      raise flags.IllegalFlagValueError(
+        '--export_encoder: nothing is exported with --noexport.'
+      )
     tuning = self.fine_tuning()
     if FLAGS.export_encoder and tuning.fine_tuning == 'adapters':
       raise flags.IllegalFlagValueError(

@@ -1,12 +1,14 @@
 """Tasks so small that their training can be followed by hand."""
 
 import collections
+import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from datasets import federated_data
-from models import k_means
+from models import k_means, token_labels
 from research.tasks import task as task_lib
 
 SOURCE = federated_data.Source('toy', 'none', 'none', 'none')
@@ -173,3 +175,48 @@ def random_clients(
     optimum = rng.normal(size=features)
     clients[f'client_{index}'] = (x, (x @ optimum).astype(np.float32))
   return clients
+
+
+def token_task(
+  kind: str,
+  clients: dict[str, tuple[Sequence, Sequence]],
+  names: tuple[str, ...],
+) -> task_lib.Task:
+  """A label for each token, where token t stands for label t - 1.
+
+  Its probability is 1/2, of all others 1/6: there must be four labels. So the
+  loss of a token is ln 2 or ln 6.
+
+  Args:
+    kind: tagging or masked_language_modelling.
+    clients: Token ids [n, length] and labels, -1 for none, by client.
+    names: Of the four labels.
+  """
+  table = np.concatenate([np.zeros([1, 4]), np.log(3) * np.eye(4)])
+  split = federated_data.Split.from_client_arrays(
+    {
+      client: {'x': np.array(x, np.int32), 'y': np.array(y, np.int32)}
+      for client, (x, y) in clients.items()
+    }
+  )
+  initializer = tf.keras.initializers.Constant(table)
+
+  def build_keras_model():
+    inputs = tf.keras.Input((None,), dtype=tf.int32)
+    embed = tf.keras.layers.Embedding(5, 4, embeddings_initializer=initializer)
+    return tf.keras.Model(inputs, embed(inputs))
+
+  data = regression_data(random_clients((1,)))
+  return task_lib.Task(
+    name='toy',
+    data=dataclasses.replace(data, train=split, test=split, class_names=names),
+    kind=kind,
+    class_names=names,
+    build_keras_model=build_keras_model,
+    build_loss=token_labels.TokenCrossentropy,
+    build_metrics=list,
+    preprocess_features=lambda x: x,
+    preprocess=lambda batch: batch,
+    example_shape=split.element_spec['x'].shape.as_list(),
+    evaluation_batch_size=2,
+  )

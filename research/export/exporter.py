@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from research.algorithms import partly_local, registry
-from research.export import model_card, parity, saved_model
+from research.export import model_card, parity, saved_model, text_signatures
 from research.tasks import task as task_lib
 from research.training import metrics as metrics_lib
 from research.training import run_directory
@@ -23,7 +23,8 @@ def export_run(
   """Exports a model, checks it, and writes the model card.
 
   Args:
-    run: The run; its `model` directory and model card are replaced.
+    run: The run; its `model` directory and model card are replaced, and its
+      `encoder` if the task's settings ask for it.
     task: What was learned.
     model: The task's Keras model with the trained weights.
     config: The run's config.json.
@@ -42,6 +43,12 @@ def export_run(
     run.model,
     verify=lambda directory: parity.check(task, model, directory),
   )
+  if text_signatures.is_text(task):
+    # Needs what is heavy to import, and only texts have.
+    from research.export import encoder_files, text_card
+
+    if task.settings.export_encoder:
+      encoder_files.write(run.path, task, model, config['flags'])
   rows = {row['round']: row for row in metrics_lib.read(run.metrics_csv)}
   card = _card(
     run.path.name,
@@ -50,6 +57,8 @@ def export_run(
     rows.get(round_num, {'round': round_num}),
     config,
   )
+  if text_signatures.is_text(task):
+    card |= text_card.entries(task, model, card['metrics'], config['flags'])
   card['parity'] = exported.verification
   if run.privacy_json.exists():
     card['privacy'] = json.loads(run.privacy_json.read_text())

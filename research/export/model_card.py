@@ -19,6 +19,9 @@ JSON_FILE = 'model_card.json'
 MARKDOWN_FILE = 'model_card.md'
 NO_PRIVACY = 'none: no differential privacy'
 
+_IMPORT_TEXT = 'import tensorflow_text  # the operations of the tokeniser'
+_TEXT = 'A charming film, [MASK] from its first minute to its last.'
+
 _REQUIRED = ('name', 'task', 'data', 'flags', 'metrics', 'versions', 'parity')
 _REQUIRED_DATA = ('title', 'licence', 'citation', 'url', 'sha256')
 
@@ -92,9 +95,7 @@ def _markdown(card: Mapping[str, Any]) -> str:
     '## Metrics',
     _table(('metric', 'value'), card['metrics'].items()),
     '## Use',
-    'The SavedModel in '
-    f'`{card["model"]}/` needs TensorFlow alone (or OpenVINO):',
-    _example(card),
+    *_use(card),
     _signatures(card['signatures']),
     f'P{parity.summary(card["parity"])[1:]}.',
     '## Flags',
@@ -122,18 +123,57 @@ def _privacy_sections(privacy: Mapping[str, Any] | str) -> list[str]:
   return ['## Privacy', *parts]
 
 
-def _example(card: Mapping[str, Any]) -> str:
-  """Five lines that load the model and run it on one example of zeros."""
+def _use(card: Mapping[str, Any]) -> list[str]:
+  model = card['model']
   inputs = card['signatures'].get('serving_default', {}).get('inputs', {})
   unknown = {'image': {'shape': [None, 28, 28, 1], 'dtype': 'uint8'}}
   ((name, spec),) = (inputs or unknown).items()
+  if spec['dtype'] == 'string':
+    return _use_of_texts(model, name)
+  example = f'tf.zeros({[1, *spec["shape"][1:]]}, tf.{spec["dtype"]})'
+  return [
+    f'The SavedModel in `{model}/` needs TensorFlow alone (or OpenVINO):',
+    _example(model, name, example),
+  ]
+
+
+def _use_of_texts(model: str, name: str) -> list[str]:
+  """How to run a model whose tokeniser is inside."""
+  text = f'tf.constant(["{_TEXT}"])'
+  load = f'tf.saved_model.load("{model}").signatures["serving_default"]'
+  return [
+    f'The SavedModel in `{model}/` takes texts; its tokeniser is inside. It '
+    'needs TensorFlow and TensorFlow Text of the same version, which must be '
+    'imported first:',
+    _example(model, name, text.replace('"', "'"), _IMPORT_TEXT),
+    'In one line:',
+    '```sh\n'
+    "python -c 'import tensorflow_text, tensorflow as tf; "
+    f"print({load}({name}={text}))'\n"
+    '```',
+    'With saved_model_cli, which knows the operations of texts only so:',
+    '```sh\n'
+    'python -c "import sys, tensorflow_text; from tensorflow.python.tools '
+    'import saved_model_cli; sys.exit(saved_model_cli.main())" '
+    f'run --dir {model} --tag_set serve --signature_def serving_default '
+    f"""--input_exprs '{name}=["{_TEXT}"]'\n"""
+    '```',
+    f'`{model}/token_ids/` is the same model on token ids (`serve_token_ids`) '
+    'for runtimes without operations on texts: it needs TensorFlow alone (or '
+    'OpenVINO).',
+  ]
+
+
+def _example(model: str, name: str, value: str, first: str = '') -> str:
+  """Lines that load the model and run it on one example."""
   return '\n'.join(
     (
       '```python',
+      *([first] if first else []),
       'import tensorflow as tf',
-      f"model = tf.saved_model.load('{card['model']}')",
+      f"model = tf.saved_model.load('{model}')",
       "serve = model.signatures['serving_default']",
-      f'{name} = tf.zeros({[1, *spec["shape"][1:]]}, tf.{spec["dtype"]})',
+      f'{name} = {value}',
       f'print(serve({name}={name}))',
       '```',
     )

@@ -2,8 +2,8 @@
 
 Needs openvino and NumPy, nothing of this project and no TensorFlow. D is the
 SavedModel, whose default signature is run; IN an .npz with arrays named
-`serving_default/<batch size>`; OUT the .npz to write, with arrays
-`serving_default/<batch size>/<output>`.
+`<any name>/<batch size>`; OUT the .npz to write, with arrays
+`<that name>/<batch size>/<output>`.
 """
 
 import sys
@@ -21,8 +21,6 @@ def main(directory: str, inputs_file: str, outputs_file: str) -> None:
   outputs = {}
   with np.load(inputs_file) as inputs:
     for key in inputs.files:
-      if not key.startswith('serving_default/'):
-        continue
       result = model([inputs[key]])
       for port, value in result.items():
         outputs[f'{key}/{port.get_any_name()}'] = value

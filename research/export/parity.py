@@ -5,13 +5,14 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from research.export import saved_model
+from research.export import saved_model, text_parity, text_signatures
 from research.tasks import task as task_lib
 from research.training import atomic
 
@@ -28,6 +29,9 @@ _CHOSEN_BY = {
 _SCRIPTS = pathlib.Path(__file__).absolute().parent
 _SEED = 20170220
 _TIMEOUT_SECONDS = 300
+_BATCHES = (1, 32)
+# NumPy's kinds of dtypes that hold texts or bytes.
+_TEXT_KINDS = 'OSU'
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -48,26 +52,28 @@ def check(
   task: task_lib.Task,
   keras_model: tf.keras.Model,
   directory: atomic.Path,
-  batches: Sequence[int] = (1, 32),
+  batches: Sequence[int] | None = None,
 ) -> dict[str, Any]:
   """Compares an exported model with the trained one on fixed examples.
 
   These are random images; where features have units of their own, they are
-  examples of a training client.
+  examples of a training client; texts are those of `text_parity`.
 
-  Both signatures run in a fresh process that has TensorFlow only, and the
-  default signature in OpenVINO, without TensorFlow, at float32 precision. All
+  All signatures run in a fresh process that has TensorFlow only (for texts also
+  TensorFlow Text), and the default signature in OpenVINO, without TensorFlow,
+  at float32 precision; for texts it is the one on token ids. All
   of it runs on the CPU. A difference is measured against max(1, the largest
   magnitude of that output): a float32 number has seven digits, so that logits
   of several hundreds (which random images can give) can't agree to 1e-5. For
   `class` it is how far the logit of the class chosen lies below the largest,
-  for `cluster` how far the squared distance lies above the smallest.
+  for `cluster` how far the squared distance lies above the smallest. Texts must
+  be equal, up to ties of what they are chosen by.
 
   Args:
     task: The task.
     keras_model: The trained model.
     directory: The SavedModel.
-    batches: The batch sizes.
+    batches: The batch sizes; 1 and 32 by default, 1 and 8 for texts.
 
   Returns:
     {'batches': [...], 'tensorflow': {...}, 'openvino': {...}}, each runtime
@@ -80,8 +86,15 @@ def check(
     ParityError: If a difference is beyond the tolerance (1e-5 for TensorFlow,
       1e-4 for OpenVINO), or a runtime fails.
   """
-  inputs = _inputs(task, batches)
-  expected = _expected(task, keras_model, inputs)
+  has_texts = text_signatures.is_text(task)
+  batches = batches or (text_parity.BATCHES if has_texts else _BATCHES)
+  inputs, choices = _inputs(task, batches), {}
+  # Accelerators round convolutions differently; the export is what is tested.
+  with tf.device('/CPU:0'):
+    if has_texts:
+      expected, choices = text_parity.expected(task, keras_model, inputs)
+    else:
+      expected = _expected(task, keras_model, inputs)
   report = {'batches': list(batches)}
   report['tensorflow'] = _check_runtime(
     'fresh_process.py',
@@ -90,6 +103,7 @@ def check(
     inputs,
     expected,
     TENSORFLOW_TOLERANCE,
+    choices,
   )
   python = serving_python()
   if not python.exists():
@@ -99,11 +113,14 @@ def check(
     )
     report['openvino'] = {'not_run': reason}
     return report
-  default = f'{saved_model.SERVING}/'
+  default, below = f'{saved_model.SERVING}/', directory
+  if has_texts:
+    default = f'{text_signatures.SERVE_TOKEN_IDS}/'
+    below = os.path.join(directory, text_signatures.WITHOUT_TEXT)
   report['openvino'] = _check_runtime(
     'openvino_process.py',
     python,
-    directory,
+    below,
     {k: v for k, v in inputs.items() if k.startswith(default)},
     {k: v for k, v in expected.items() if k.startswith(default)},
     OPENVINO_TOLERANCE,
@@ -128,6 +145,8 @@ def summary(report: Mapping[str, Any]) -> str:
 
 def _inputs(task: task_lib.Task, batches: Sequence[int]) -> dict[str, Any]:
   """Examples, the same in each call, keyed `<signature>/<batch>`."""
+  if text_signatures.is_text(task):
+    return text_parity.inputs(task, batches)
   if task.data.feature_names:
     sizes = task.data.train.num_examples
     x = task.data.train.client(max(sizes, key=sizes.get))['x']
@@ -152,14 +171,12 @@ def _expected(
   task: task_lib.Task, keras_model: tf.keras.Model, inputs: Arrays
 ) -> dict[str, np.ndarray]:
   expected = {}
-  # Accelerators round convolutions differently; the export is what is tested.
-  with tf.device('/CPU:0'):
-    for key, image in inputs.items():
-      outputs = saved_model.servable_outputs(
-        task, keras_model, tf.constant(image)
-      )
-      for name, value in outputs.items():
-        expected[f'{key}/{name}'] = value.numpy()
+  for key, image in inputs.items():
+    outputs = saved_model.servable_outputs(
+      task, keras_model, tf.constant(image)
+    )
+    for name, value in outputs.items():
+      expected[f'{key}/{name}'] = value.numpy()
   return expected
 
 
@@ -170,6 +187,7 @@ def _check_runtime(
   inputs: Arrays,
   expected: Arrays,
   tolerance: float,
+  choices: Mapping[str, text_parity.Choice] = types.MappingProxyType({}),
 ) -> dict[str, Any]:
   actual = _run(script, python, directory, inputs)
   runtime = str(actual.pop('runtime'))
@@ -180,7 +198,12 @@ def _check_runtime(
     )
   absolute, relative = 0.0, {}
   for key, value in expected.items():
-    difference, scale = _difference(key, value, actual[key], expected)
+    if value.dtype.kind in _TEXT_KINDS:
+      difference, scale = _text_difference(
+        key, value, actual[key], choices.get(key)
+      )
+    else:
+      difference, scale = _difference(key, value, actual[key], expected)
     absolute = max(absolute, difference)
     relative[key] = difference / scale
   worst = max(relative, key=relative.get)
@@ -221,6 +244,26 @@ def _difference(
   # A difference that is not a number must not pass for a small one.
   worst = np.inf if np.isnan(difference).any() else float(difference.max())
   return worst, max(1.0, float(scale))
+
+
+def _text_difference(
+  key: str,
+  expected: np.ndarray,
+  actual: np.ndarray,
+  choice: text_parity.Choice | None,
+) -> tuple[float, float]:
+  """0 for equal texts, else how far the choice was from a tie; its scale."""
+  if expected.shape != actual.shape:
+    raise ParityError(
+      f'{key} is of shape {actual.shape}; the trained model gives '
+      f'{expected.shape}'
+    )
+  if (expected == actual).all():
+    return 0.0, 1.0
+  if choice is None:
+    return np.inf, 1.0
+  worst, scale = text_parity.tie(choice, expected, actual)
+  return worst, max(1.0, scale)
 
 
 def _run(

@@ -1,7 +1,7 @@
 """A trained model as a SavedModel that anything can serve.
 
 The directory needs neither TFF nor this project: preprocessing is part of the
-graph, and the named signatures take images as they come.
+graph, and the named signatures take images or texts as they come.
 """
 
 import ctypes
@@ -14,10 +14,11 @@ from typing import Any
 
 import tensorflow as tf
 
+from research.export import text_signatures
 from research.tasks import task as task_lib
 from research.training import atomic, fault_injection
 
-SERVING = 'serving_default'
+SERVING = text_signatures.SERVING
 SERVING_FLOAT = 'serve_float'
 IMAGE = 'image'
 FEATURES = 'features'
@@ -60,7 +61,7 @@ def export(
   and `probabilities` (float32 [batch, classes]) and `class` (int64 [batch]); of
   reconstruction, `reconstruction`; of regression, `prediction` [batch,
   targets]; of clustering, `squared_distances` (float32 [batch, clusters]) and
-  `cluster` (int64 [batch], the nearest).
+  `cluster` (int64 [batch], the nearest). Texts: see `text_signatures`.
 
   Args:
     task: The task; its `preprocess_features` becomes part of the graph.
@@ -77,23 +78,30 @@ def export(
     ExportError: If the model's output does not fit the task.
   """
   directory = pathlib.Path(directory).absolute()
-  signatures = {
-    name: _trace(task, keras_model, dtype)
-    for name, dtype in input_dtypes(task).items()
-  }
-  _check_outputs(task, signatures[SERVING])
+  has_texts = text_signatures.is_text(task)
   # The variables alone: Keras' description of its layers is of no use to serve.
   module = tf.Module()
-  module.weights = list(keras_model.variables)
+  if has_texts:
+    signatures, module.weights = text_signatures.trace(task, keras_model)
+    _check_outputs(task, signatures[text_signatures.SERVE_TOKEN_IDS])
+  else:
+    signatures = {
+      name: _trace(task, keras_model, dtype)
+      for name, dtype in input_dtypes(task).items()
+    }
+    _check_outputs(task, signatures[SERVING])
+    module.weights = list(keras_model.variables)
   directory.parent.mkdir(parents=True, exist_ok=True)
   temporary = atomic.temporary_path(directory)
   shutil.rmtree(temporary, ignore_errors=True)
   try:
     tf.saved_model.save(module, os.fspath(temporary), signatures=signatures)
-    _sync_tree(temporary)
+    if has_texts:
+      text_signatures.save_without_text(module, signatures, temporary)
+    sync_tree(temporary)
     fault_injection.reached('export')
     verification = verify(temporary) if verify else None
-    _put_in_place(temporary, directory)
+    put_in_place(temporary, directory)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
   described = {name: _describe(fn) for name, fn in signatures.items()}
@@ -159,7 +167,9 @@ def _check_outputs(
 ) -> None:
   """Refuses a model whose outputs are not what the task's kind promises."""
   shapes = {k: list(v.shape) for k, v in serve.structured_outputs.items()}
-  if task.kind == 'classification':
+  if text_signatures.is_text(task):
+    wanted = {'logits': text_signatures.logits_shape(task)}
+  elif task.kind == 'classification':
     wanted = {'logits': [None, len(task.class_names)]}
   elif task.kind == 'reconstruction':
     wanted = {'reconstruction': [None, *task.example_shape]}
@@ -197,15 +207,19 @@ def _describe(
   }
 
 
-def _sync_tree(directory: pathlib.Path) -> None:
+def sync_tree(directory: pathlib.Path) -> None:
+  """Makes all that is in a directory durable."""
   for folder, _, names in os.walk(directory):
     for name in names:
       atomic.sync_directory(os.path.join(folder, name))
     atomic.sync_directory(folder)
 
 
-def _put_in_place(temporary: pathlib.Path, directory: pathlib.Path) -> None:
-  """Makes `temporary` be `directory`; there is a model at each moment."""
+def put_in_place(temporary: pathlib.Path, directory: pathlib.Path) -> None:
+  """Makes `temporary` be `directory`; what was there is at `temporary` then.
+
+  There is a complete directory at each moment.
+  """
   if directory.exists():
     _exchange(temporary, directory)
   else:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from datasets import federated_data, word_pieces
-from models import bert, masking, token_labels
+from models import bert, lora, masking, token_labels
 from research.tasks import task as task_lib
 
 
@@ -44,7 +44,7 @@ _EVALUATION_TOKENS = 8192
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """How a model reads text; the attributes are flags.
+  """How a model reads text and is exported; the attributes are flags.
 
   Attributes:
     pooling: See `bert.Builder.classifier`.
@@ -52,12 +52,14 @@ class Settings:
       their longest text; 0 leaves them as long as the longest of all.
     seed: Of masking.
     class_weights: Weights of the classes in the loss; empty for none.
+    export_encoder: Whether an export also has the encoder as a checkpoint.
   """
 
   pooling: str = 'mean'
   length_bucket: int = 0
   seed: int = 0
   class_weights: tuple[float, ...] = ()
+  export_encoder: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,19 @@ class TextTask(task_lib.Task):
   num_outputs: int
   settings: Settings
   compute_format: str = 'float32'
+
+  @property
+  def max_length(self) -> int:
+    """Tokens of a text at most, [CLS] and [SEP] too, when it is served."""
+    positions = self.builder.checkpoint.config.max_positions
+    return min(self.lengths.limit, positions)
+
+  def merge(self, trained: tf.keras.Model) -> tf.keras.Model:
+    """Copies a model, and merges LoRA or bias offsets into what was frozen."""
+    copy = self.build_keras_model()
+    for variable, value in zip(copy.variables, trained.variables, strict=True):
+      variable.assign(value)
+    return lora.merge(copy)
 
   def build_client_keras_model(self) -> tf.keras.Model:
     return _build_model(self, self.compute_format)

@@ -108,7 +108,9 @@ class FineTuner:
       variables = [variables[i] for i in self._settings.variables]
     gradients = tape.gradient(loss, variables)
     for variable, gradient in zip(variables, gradients, strict=True):
-      variable.assign_sub(self._settings.learning_rate * gradient)
+      # The gradient of an embedding has only the rows that were read.
+      dense = tf.convert_to_tensor(gradient)
+      variable.assign_sub(self._settings.learning_rate * dense)
 
   def __call__(self, client_id: str) -> None:
     """Trains the model on from the weights that it has."""

@@ -47,17 +47,20 @@ def run(module: str, *flags: str, **variables: str):
 
 
 _TRY_ALL = """
-import importlib, json, sys
+import contextlib, importlib, io, json, sys
 from absl import flags
 from absl.testing import flagsaver
 module = importlib.import_module('experiments.' + sys.argv[1])
+results = []
 for line in json.loads(sys.argv[2]):
-  with flagsaver.flagsaver():
+  error, printed = None, io.StringIO()
+  with flagsaver.flagsaver(), contextlib.redirect_stdout(printed):
     try:
       module.main(flags.FLAGS([sys.argv[1], *line.split()]))
-      print(json.dumps(None))
-    except flags.Error as error:
-      print(json.dumps(str(error)))
+    except flags.Error as found:
+      error = str(found)
+  results.append([error, printed.getvalue()])
+print(json.dumps(results))
 """
 
 
@@ -65,6 +68,16 @@ def refusals(
   module: str, lines: Sequence[str], **variables: str
 ) -> list[str | None]:
   """What a binary says to wrong command lines; None where nothing is wrong.
+
+  See `attempts`.
+  """
+  return [error for error, _ in attempts(module, lines, **variables)]
+
+
+def attempts(
+  module: str, lines: Sequence[str], **variables: str
+) -> list[tuple[str | None, str]]:
+  """What a binary refuses, or None, and prints, by command line.
 
   All in one process of its own, which can't have another binary's flags.
 
@@ -81,7 +94,8 @@ def refusals(
     text=True,
   )
   assert result.returncode == 0, result.stderr
-  return [json.loads(line) for line in result.stdout.splitlines()]
+  # Imports may print, too.
+  return [tuple(found) for found in json.loads(result.stdout.splitlines()[-1])]
 
 
 @contextlib.contextmanager

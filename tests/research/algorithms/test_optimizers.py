@@ -57,6 +57,58 @@ def test_adam_and_yogi_with_bias_correction(name):
   np.testing.assert_allclose(steps(name, 0.1, {}), weights, atol=1e-5)
 
 
+@pytest.mark.parametrize('epsilon, decay', [(1e-6, 0.01), (0.1, 0.3)])
+def test_adamw_decays_weights_beside_the_adaptive_step(epsilon, decay):
+  """Loshchilov & Hutter 2019, Algorithm 2, with BERT's order of the rate."""
+  gradients = np.concatenate([GRADIENTS, GRADIENTS[:2] * 3])
+  m, v, weights = np.zeros(3), np.zeros(3), START.copy()
+  optimizer = optimizers.build(
+    'adamw', 0.1, {'epsilon': epsilon, 'weight_decay': decay}
+  )
+  state = optimizer.initialize([tf.TensorSpec([3], tf.float32)])
+  found = [tf.constant(START, tf.float32)]
+  for t, g in enumerate(gradients, 1):
+    m = 0.9 * m + 0.1 * g
+    v = 0.999 * v + 0.001 * g**2
+    corrected = m / (1 - 0.9**t), v / (1 - 0.999**t)
+    # As in Kingma & Ba's remark, epsilon is added before v is corrected.
+    own = epsilon / np.sqrt(1 - 0.999**t)
+    step = corrected[0] / (np.sqrt(corrected[1]) + own)
+    weights = weights - 0.1 * (step + decay * weights)
+    state, found = optimizer.next(state, found, [tf.constant(g, tf.float32)])
+    np.testing.assert_allclose(found[0], weights, atol=1e-5)
+
+
+def test_a_gradient_is_scaled_down_to_the_norm_over_all_weights():
+  optimizer = optimizers.GradientClipping(optimizers.build('sgd', 0.1), 2.5)
+  state = optimizer.initialize([tf.TensorSpec([2]), tf.TensorSpec([])])
+  weights = [tf.constant([1.0, 2.0]), tf.constant(3.0)]
+  # Of norm 5: (3, 0) and 4 become (1.5, 0) and 2.
+  gradients = [tf.constant([3.0, 0.0]), tf.constant(4.0)]
+  state, weights = optimizer.next(state, weights, gradients)
+  np.testing.assert_allclose(weights[0], [0.85, 2.0], atol=1e-6)
+  np.testing.assert_allclose(weights[1], 2.8, atol=1e-6)
+  # Of norm 1, below it: as it is.
+  gradients = [tf.constant([0.6, 0.0]), tf.constant(-0.8)]
+  _, weights = optimizer.next(state, weights, gradients)
+  np.testing.assert_allclose(weights[0], [0.79, 2.0], atol=1e-6)
+  np.testing.assert_allclose(weights[1], 2.88, atol=1e-6)
+
+
+def test_clipping_leaves_the_inner_optimizer_its_state():
+  inner = optimizers.build('momentum', 0.1, {'momentum': 0.5})
+  optimizer = optimizers.GradientClipping(inner, 1.0)
+  state = optimizer.initialize([tf.TensorSpec([1])])
+  assert optimizer.get_hparams(state) == inner.get_hparams(state)
+  hparams = {**optimizer.get_hparams(state), 'learning_rate': 0.2}
+  state = optimizer.set_hparams(state, hparams)
+  weights = [tf.constant([0.0])]
+  # Velocities 1 and 1.5, at the new rate: -0.2 - 0.3.
+  for gradient in (10.0, 10.0):
+    state, weights = optimizer.next(state, weights, [tf.constant([gradient])])
+  np.testing.assert_allclose(weights[0], [-0.5], atol=1e-6)
+
+
 def test_the_learning_rate_can_be_set_between_rounds():
   optimizer = optimizers.build('adagrad', 0.1, {})
   state = optimizer.initialize([tf.TensorSpec([3], tf.float32)])

@@ -12,6 +12,7 @@ from models import functional, k_means, layers
 from research.runtime import cohort
 from research.tasks import task as task_lib
 from tests import toy
+from tests.research.tasks import tiny_text
 
 SIZES = (20, 33, 8, 5, 40)
 CLASSES = 3
@@ -91,7 +92,7 @@ def build(name: str, is_functional: bool = False, **kwargs) -> task_lib.Task:
   """Builds a task.
 
   Args:
-    name: linear or a key of `MODELS`.
+    name: linear, bert (with LoRA), or a key of `MODELS`.
     is_functional: Whether the clients' model is a `FunctionalModel`, not a
       Keras model with variables.
     **kwargs: Of `data`.
@@ -102,6 +103,8 @@ def build(name: str, is_functional: bool = False, **kwargs) -> task_lib.Task:
   if name == 'linear':
     clients = toy.random_clients(kwargs.get('sizes', SIZES))
     task = toy.linear_task(clients)
+  elif name == 'bert':
+    task = tiny_text.build(**kwargs)
   else:
     clusters = name == 'k_means'
     task = task_lib.Task(

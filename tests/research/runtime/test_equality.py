@@ -68,6 +68,10 @@ def of_models(stock_runtime):
     ('dropout', True, 'vmap_xla'),
     ('group_norm', False, 'loop'),
     ('group_norm', True, 'scan'),
+    ('bert', False, 'loop'),
+    ('bert', False, 'scan'),
+    ('bert', False, 'vmap'),
+    pytest.param('bert', False, 'vmap_xla', marks=pytest.mark.slow),
   ],
 )
 def test_models_with_and_without_variables(

@@ -12,6 +12,16 @@ from tests import toy
 from tests.research.runtime import small_tasks
 
 START = np.array([0.5, -1.0, 2.0])
+# Token t is taken for tag t - 1. Client `b` has a token without a label, and
+# `c` no other ones; sentences as long as the longest.
+TAGGED = (
+  {
+    'a': ([[1, 2, 3, 1], [2, 1, 0, 0]], [[0, 1, 2, 0], [3, 0, -1, -1]]),
+    'b': ([[2, 4, 1, 0]], [[1, -1, 2, -1]]),
+    'c': ([[1, 1, 1, 1]], [[-1, -1, -1, -1]]),
+  },
+  ('O', 'B-PER', 'I-PER', 'B-LOC'),
+)
 
 
 @pytest.fixture(scope='module')
@@ -66,6 +76,57 @@ def test_purity_counts_the_commonest_label_of_each_cluster():
   sizes = split.num_examples
   mean = sum(clients[c]['purity'] * n for c, n in sizes.items())
   assert mean / sum(sizes.values()) == pytest.approx(expected, abs=1e-7)
+
+
+LN2, LN6 = np.log(2), np.log(6)
+
+
+def test_tagging_weighs_tokens_and_counts_spans():
+  task = toy.token_task('tagging', *TAGGED)
+  evaluator, split = evaluation.Evaluator(task), task.data.test
+  # Of the sentences' 4, 2 and 2 tokens 4, 1 and 1 are right; of three spans
+  # one is found, by three guesses.
+  assert evaluator.evaluate(split) == {
+    'loss': pytest.approx((6 * LN2 + 2 * LN6) / 8),
+    'accuracy': pytest.approx(6 / 8),
+    'f1': pytest.approx(1 / 3),
+  }
+  assert evaluator.evaluate_clients(split) == {
+    'a': {
+      'loss': pytest.approx((5 * LN2 + LN6) / 6),
+      'accuracy': pytest.approx(5 / 6),
+      'f1': pytest.approx(1 / 2),
+    },
+    'b': {
+      'loss': pytest.approx((LN2 + LN6) / 2),
+      'accuracy': pytest.approx(1 / 2),
+      'f1': 0,
+    },
+  }
+  rows = evaluator.per_example(split)
+  assert rows.keys() == {'loss', 'accuracy'}
+  np.testing.assert_allclose(rows['accuracy'], [1, 0.5, 0.5, 0])
+  means = [LN2, (LN2 + LN6) / 2, (LN2 + LN6) / 2, 0]
+  np.testing.assert_allclose(rows['loss'], means, rtol=1e-6)
+  counts = evaluator.counts(split)
+  assert counts['tokens'].tolist() == [4, 2, 2, 0]
+  assert counts['true/PER'].tolist() == [1, 0, 1, 0]
+  with pytest.raises(ValueError, match='no labelled token'):
+    evaluator.evaluate(split.subset(['c']))
+
+
+def test_perplexity_is_the_exponential_of_the_loss_of_all_tokens():
+  task = toy.token_task('masked_language_modelling', *TAGGED)
+  evaluator, split = evaluation.Evaluator(task), task.data.test
+  found = evaluator.evaluate(split)
+  assert found == {
+    'loss': pytest.approx((6 * LN2 + 2 * LN6) / 8),
+    'accuracy': pytest.approx(6 / 8),
+    'perplexity': pytest.approx(2 ** (6 / 8) * 6 ** (2 / 8)),
+  }
+  clients = evaluator.evaluate_clients(split)
+  assert list(clients) == ['a', 'b']
+  assert clients['b']['perplexity'] == pytest.approx(12**0.5)
 
 
 def test_threads_yield_in_order_and_take_what_they_need(monkeypatch):
