@@ -10,7 +10,7 @@ from tests.models import tiny_bert
 IDS = tiny_bert.IDS
 CLASSES = 3
 # Of the encoder: hidden 8, inside 12, two layers.
-H, I, L = 8, 12, 2
+H, INNER, L = 8, 12, 2
 HEAD = H * CLASSES + CLASSES
 
 
@@ -38,7 +38,7 @@ def _block(model, number):
     (
       'lora',
       {'lora_rank': 3, 'lora_targets': bert.LORA_TARGETS},
-      L * 3 * (4 * (H + H) + 2 * (H + I)),
+      L * 3 * (4 * (H + H) + 2 * (H + INNER)),
       L * 6 * 2,
     ),
     # Two bottlenecks with biases, and two normalisations, in each layer.
@@ -51,11 +51,11 @@ def _block(model, number):
     (
       'last_layers',
       {'last_layers': 1},
-      4 * (H * H + H) + (H * I + I) + (I * H + H) + 4 * H,
+      4 * (H * H + H) + (H * INNER + INNER) + (INNER * H + H) + 4 * H,
       16,
     ),
     # Of the embeddings' normalisation, and of each layer's 6 + 2 parts.
-    ('bias', {}, H + L * (4 * H + I + H + 2 * H), 1 + L * 8),
+    ('bias', {}, H + L * (4 * H + INNER + H + 2 * H), 1 + L * 8),
   ],
 )
 def test_so_many_numbers_are_trained(
