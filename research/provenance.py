@@ -22,11 +22,14 @@ _PACKAGES = (
   'tensorflow-model-optimization',
   'numpy',
 )
+# What decides how texts become tokens, where any are read.
+_OF_TEXTS = ('keras-nlp', 'tensorflow-text', 'tokenizers')
 
 
 def versions() -> dict[str, str]:
   """Versions of Python and of the packages that decide results."""
-  found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  names = [*_PACKAGES, *(_OF_TEXTS if 'tokenizers' in sys.modules else ())]
+  found = {name: importlib.metadata.version(name) for name in names}
   return {'python': platform.python_version(), **found}
 
 

@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from research.aggregators import bits
 from research.sweeps import comparison
 from research.training import metrics
 
@@ -90,11 +91,52 @@ def test_the_table_shows_rounds_on_the_way(found):
   assert plain[-3:] == ['-', '-', '-']
 
 
-def test_pictures_and_tables_are_written(found, tmp_path):
+@pytest.fixture
+def cost(files, tmp_path):
+  """Costs of two seeds of one line and of one without bits."""
+  runs = {}
+  columns = ('round', bits.UPLOAD, bits.DOWNLOAD)
+  plain, private, _ = comparison.lines(files, 'target_epsilon', ['4', '8'])
+  for line, seed, seconds in (
+    (plain, 0, (9.0, 1.0, 2.0)),
+    (plain, 1, (9.0, 3.0, 4.0)),
+    (private, 0, (5.0, 5.0, 6.0)),
+  ):
+    folder = tmp_path / f'cost_{line.name}_{seed}'
+    folder.mkdir()
+    csv = metrics.MetricsCsv(folder / 'metrics.csv', columns)
+    timing = metrics.MetricsCsv(
+      folder / 'timing.csv', ('round', 'train_seconds')
+    )
+    for number, second in enumerate(seconds, 1):
+      sent = None if line is private else 8_000_000
+      csv.append(dict(zip(columns, (number, sent, 16_000_000), strict=True)))
+      timing.append({'round': number, 'train_seconds': second})
+    runs[line, seed] = folder
+  return comparison.costs(runs)
+
+
+def test_costs_are_megabytes_and_median_seconds(cost):
+  assert list(cost['name']) == ['plain', 'private']
+  assert cost['upload_megabytes'][0] == 1.0
+  assert math.isnan(cost['upload_megabytes'][1])
+  assert list(cost['download_megabytes']) == [2.0, 2.0]
+  # Medians of the seeds are 2 and 4: the first round's tracing has no part.
+  assert list(cost['seconds_per_round']) == [3.0, 5.0]
+
+
+def test_costs_stand_beside_what_was_reached(found, cost):
+  text = comparison.table(found, 'test_accuracy', cost=cost)
+  plain = text.splitlines()[-3].split()
+  assert plain[-3:] == ['1.0000', '2.0000', '3.0000']
+
+
+def test_pictures_and_tables_are_written(found, cost, tmp_path):
   pictures = comparison.draw(found, 'test_accuracy', tmp_path, 0.1)
   assert [path.name for path in pictures] == ['comparison.png', 'privacy.png']
-  tables = comparison.write(found, 'test_accuracy', tmp_path)
+  tables = comparison.write(found, 'test_accuracy', tmp_path, cost)
   assert tables[0].read_text().count('\n') == 7
+  assert 'seconds_per_round' in tables[1].read_text()
   without = found[found['name'] == 'plain']
   assert len(comparison.draw(without, 'test_accuracy', tmp_path)) == 1
 
