@@ -65,7 +65,7 @@ def test_the_best_flag_file_is_the_best_run(finished):
 
 # Arguments of the command, and what it answers; none starts a process.
 _REFUSED = {
-  '--binary=emnits': '--binary=emnits is unknown; there are emnist',
+  '--binary=emnits': '--binary=emnits is unknown; there are bert',
   '--binary=evaluate': '--binary=evaluate is unknown',
   '--binary=emnist': '--grid is missing',
   '--binary=emnist --grid=a': 'not a flag name with its values',
