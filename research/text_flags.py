@@ -15,6 +15,7 @@ from datasets import (
 )
 from models import bert, bert_checkpoint, pretrained, weight_store
 from research import flag_values, partition_flags
+from research.runtime import planner
 from research.tasks import bert as tasks
 from research.training import atomic
 
@@ -217,10 +218,11 @@ class ModelFlags:
     if FLAGS.class_weighting == 'balanced':
       _refuse_if_private('--class_weighting=balanced counts labels')
       weights = tasks.balanced_class_weights(data.train, data.num_classes)
+    vectorises = _vectorises(checkpoint.parameters)
     if FLAGS.length_bucket is None:
       # Saved with the run: masks and dropout depend on the batches' form.
-      FLAGS['length_bucket'].value = 0 if _vectorises() else _BUCKET
-    elif FLAGS.length_bucket and _vectorises():
+      FLAGS['length_bucket'].value = 0 if vectorises else _BUCKET
+    elif FLAGS.length_bucket and vectorises:
       raise flags.IllegalFlagValueError(
         f'--length_bucket={FLAGS.length_bucket}: vectorised clients need '
         'batches of one length: --length_bucket=0, or --client_plan=scan.'
@@ -293,8 +295,12 @@ def _kept_vocabulary() -> str | None:
   return path if os.path.exists(path) else None
 
 
-def _vectorises() -> bool:
-  """Whether clients will be trained in one program of fixed shapes."""
+def _vectorises(parameters: int) -> bool:
+  """Whether clients will be trained in one program of fixed shapes.
+
+  Args:
+    parameters: Of the encoder.
+  """
   if FLAGS.runtime == 'stock':
     return False
   on_cpu = FLAGS.device == 'cpu' or (
@@ -302,7 +308,8 @@ def _vectorises() -> bool:
   )
   if FLAGS.client_plan != 'auto':
     return FLAGS.client_plan == 'vmap'
-  return FLAGS.xla == 'on' or not on_cpu
+  is_small = parameters <= planner.SMALL_MODEL
+  return FLAGS.xla == 'on' or not on_cpu or is_small
 
 
 def _refuse_if_private(what: str) -> None:

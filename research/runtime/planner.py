@@ -19,7 +19,7 @@ _CONVOLUTIONS = frozenset(
 )
 # Up to here a model's single ops on the CPU cost more to start than to compute,
 # so that one op for many clients wins; beyond, the copies per client lose.
-_SMALL_MODEL = 200_000
+SMALL_MODEL = 200_000
 # Bytes that a chunk of vectorised clients may take, and how many copies of the
 # model a client has: weights, gradients, update and what comes between.
 _CHUNK_BYTES = {'cpu': 2**30, 'gpu': 2**33, 'tpu': 2**32}
@@ -143,7 +143,7 @@ def _plan(client_pass: program.ClientPass, options: Options) -> tuple[str, str]:
     return SCAN, 'convolutions on the CPU: oneDNN kernels, a client per core'
   size = parameters(client_pass)
   constants = _values_in_files(client_pass)
-  if max(size, constants) > _SMALL_MODEL:
+  if max(size, constants) > SMALL_MODEL:
     return SCAN, f'{max(size, constants)} values per client fill a core'
   return VMAP, f'{size} values per client: one op for many clients'
 

@@ -267,7 +267,7 @@ def test_an_operation_without_a_vectorised_form(made, monkeypatch):
 
 
 def test_a_large_model_is_not_vectorised_on_a_cpu(made, monkeypatch):
-  monkeypatch.setattr(planner, '_SMALL_MODEL', 2)
+  monkeypatch.setattr(planner, 'SMALL_MODEL', 2)
   assert decide(made['linear']).plan == 'scan'
   assert decide(made['linear'], device='gpu').plan == 'vmap'
 
@@ -276,7 +276,7 @@ def test_chunks_fit_into_their_memory(made, monkeypatch):
   assert decide(made['linear'], clients_per_chunk=7).clients_per_chunk == 7
   few = decide(made['linear']).clients_per_chunk
   monkeypatch.setattr(planner, 'parameters', lambda _: 10_000_000)
-  monkeypatch.setattr(planner, '_SMALL_MODEL', 10**9)
+  monkeypatch.setattr(planner, 'SMALL_MODEL', 10**9)
   chunk = decide(made['linear']).clients_per_chunk
   assert 1 <= chunk < few
   assert chunk * 10_000_000 * 4 <= planner._CHUNK_BYTES['cpu']

@@ -215,7 +215,7 @@ def test_files_are_read_once(tmp_path):
 def test_large_frozen_weights_are_trained_in_parallel_loops(
   lora, monkeypatch, limit, plan
 ):
-  monkeypatch.setattr(planner, '_SMALL_MODEL', limit)
+  monkeypatch.setattr(planner, 'SMALL_MODEL', limit)
   _, process = lora
   with equality.in_process_runtime('scan', client_plan='auto') as runtime:
     (decision,) = equality.decisions(runtime, process.next)
