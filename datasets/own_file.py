@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -85,7 +85,32 @@ def load(
     y, class_names = label_column(table, columns.label)
   ids = text_column(table, columns.client)
   rows = rows_by_split(table, ids, columns.split, test_fraction)
-  arrays = {'x': x, 'y': y}
+  return federated(
+    path,
+    {'x': x, 'y': y},
+    rows,
+    class_names,
+    feature_names=_feature_names(table, columns, x),
+    target_names=columns.targets,
+  )
+
+
+def federated(
+  path: pathlib.Path,
+  arrays: Mapping[str, np.ndarray],
+  rows: Mapping[str, Mapping[str, np.ndarray]],
+  class_names: tuple[str, ...],
+  **names: tuple[str, ...],
+) -> federated_data.FederatedData:
+  """Makes the data of an own file.
+
+  Args:
+    path: The file.
+    arrays: 'x' and 'y' of all examples.
+    rows: Which rows belong to each client of each split.
+    class_names: One name per label.
+    **names: Names of features and targets, as `FederatedData` has them.
+  """
   splits = {
     split: federated_data.Split.from_arrays(arrays, clients)
     if clients
@@ -104,8 +129,7 @@ def load(
       url='',
     ),
     content_sha256=download.file_hash(path),
-    feature_names=_feature_names(table, columns, x),
-    target_names=columns.targets,
+    **names,
     **splits,
   )
 
@@ -118,14 +142,7 @@ def rows_by_split(
 ) -> dict[str, dict[str, np.ndarray]]:
   """Returns the rows of each client of each split."""
   if split_column is None:
-    if not 0 < fraction < 1:
-      raise ValueError(
-        f'test_fraction must be between 0 and 1, given {fraction}.'
-      )
-    train, test = digits.split_each(
-      _group(ids, np.arange(len(ids))), fraction, _TEST_SEED
-    )
-    return {'train': train, 'validation': {}, 'test': test}
+    return hold_out(_group(ids, np.arange(len(ids))), fraction, _TEST_SEED)
   given = text_column(table, split_column)
   wrong = np.flatnonzero(~np.isin(given, SPLITS))
   if wrong.size:
@@ -140,6 +157,27 @@ def rows_by_split(
         f'{table.path}: no row has {split!r} in the column {split_column!r}.'
       )
   return {s: _group(ids, np.flatnonzero(given == s)) for s in SPLITS}
+
+
+def hold_out(
+  clients: Mapping[str, np.ndarray], fraction: float, seed: int
+) -> dict[str, dict[str, np.ndarray]]:
+  """Returns the rows of each split, drawn from each client's rows.
+
+  Args:
+    clients: Rows of each client.
+    fraction: Share of each client's rows for the test split.
+    seed: Of the draw.
+
+  Raises:
+    ValueError: If the fraction is not between 0 and 1.
+  """
+  if not 0 < fraction < 1:
+    raise ValueError(
+      f'test_fraction must be between 0 and 1, given {fraction}.'
+    )
+  train, test = digits.split_each(clients, fraction, seed)
+  return {'train': train, 'validation': {}, 'test': test}
 
 
 def _group(ids: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:

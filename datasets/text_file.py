@@ -11,8 +11,6 @@ import re
 import numpy as np
 
 from datasets import (
-  digits,
-  download,
   federated_data,
   own_file,
   tables,
@@ -118,25 +116,20 @@ def _load_table(
     test_fraction,
   )
   arrays = {'x': text_records.objects(texts), 'y': labels}
-  return _federated(path, arrays, rows, class_names)
+  return own_file.federated(path, arrays, rows, class_names)
 
 
 def _load_columns(
   path: pathlib.Path, test_fraction: float
 ) -> federated_data.FederatedData:
-  if not 0 < test_fraction < 1:
-    raise ValueError(
-      f'test_fraction must be between 0 and 1, given {test_fraction}.'
-    )
   texts, tags, clients = read_columns(path)
   names = sorted({tag for sentence in tags for tag in sentence}, key=_tag_order)
   labels = [names.index(tag) for sentence in tags for tag in sentence]
   records = text_records.Records.of(texts, labels, clients)
   arrays = text_records.examples(records, text_records.TAGGING)
   documents = text_records.group(clients, np.arange(len(texts)))
-  train, test = digits.split_each(documents, test_fraction, _TEST_SEED)
-  rows = {'train': train, 'validation': {}, 'test': test}
-  return _federated(path, arrays, rows, tuple(names))
+  rows = own_file.hold_out(documents, test_fraction, _TEST_SEED)
+  return own_file.federated(path, arrays, rows, tuple(names))
 
 
 def read_columns(
@@ -186,32 +179,6 @@ def _tag_order(tag: str) -> tuple:
   begins = re.fullmatch(r'([BI])-(.+)', tag)
   kind, part = (begins[2], begins[1]) if begins else (tag, '')
   return tag != 'O', kind, part
-
-
-def _federated(
-  path: pathlib.Path,
-  arrays: dict[str, np.ndarray],
-  rows: dict[str, dict[str, np.ndarray]],
-  class_names: tuple[str, ...],
-) -> federated_data.FederatedData:
-  splits = {
-    split: text_records.split(arrays, clients)
-    for split, clients in rows.items()
-  }
-  return federated_data.FederatedData(
-    name='file',
-    partition='natural',
-    num_classes=len(class_names),
-    class_names=class_names,
-    source=federated_data.Source(
-      title=f'Own data: {path.name}',
-      licence='as given by its owner',
-      citation='',
-      url='',
-    ),
-    content_sha256=download.file_hash(path),
-    **splits,
-  )
 
 
 def _lines(path: pathlib.Path) -> list[str]:
