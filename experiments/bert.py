@@ -1,8 +1,8 @@
 """Federated BERT: classifying texts, tagging words, guessing masked tokens.
 
-LoRA on sentences of film reviews, a client per review:
+LoRA on the sentences of product reviews, a client per review:
 
-  python -m experiments.bert --fine_tuning=lora
+  python -m experiments.bert --dataset=amazon_reviews --fine_tuning=lora
 
 Beside what every run leaves is report.json with precision and recall of each
 class or kind of span, and a plot of what is taken for what.

@@ -39,6 +39,12 @@ FINE_TUNINGS: Mapping[str, str] = {
   'last_layers': 'the last transformer layers',
   'bias': 'biases alone (BitFit)',
 }
+# What each way to fine-tune has for settings, attributes of `FineTuning`.
+SETTINGS: Mapping[str, tuple[str, ...]] = {
+  'lora': ('lora_rank', 'lora_alpha', 'lora_targets'),
+  'adapters': ('adapter_size',),
+  'last_layers': ('last_layers',),
+}
 # Dense layers of a transformer layer, by the names that flags have for them.
 LORA_TARGETS = (
   'query',
@@ -172,15 +178,15 @@ class Builder:
     store = store or weight_store.WeightStore()
     with weight_store.creation_order() as made:
       encoder = self._bare_encoder()
-    hidden = checkpoint.config.hidden_size
-    pooler = {
+    # Some checkpoints have no pooler.
+    lacking = {
       name: _draw(name, shape, seed)
-      for name, shape in (
-        ('pooler.dense.weight', (hidden, hidden)),
-        ('pooler.dense.bias', (hidden,)),
-      )
+      for name, shape in bert_checkpoint.expected_shapes(
+        checkpoint.config
+      ).items()
+      if name not in checkpoint.tensors
     }
-    tensors = {**pooler, **checkpoint.tensors}
+    tensors = {**lacking, **checkpoint.tensors}
     values = {
       variable.ref(): value
       for variable, value in bert_encoder.assignments(encoder, tensors)

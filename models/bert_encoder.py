@@ -169,10 +169,8 @@ class Encoder(tf.keras.layers.Layer):
   def _encode(self, token_ids: tf.Tensor, training) -> tf.Tensor:
     for dropout in self._dropouts:
       dropout.tokens = token_ids
-    backbone, mask = (
-      self.backbone,
-      tf.cast(tf.not_equal(token_ids, 0), tf.int32),
-    )
+    backbone = self.backbone
+    mask = tf.cast(tf.not_equal(token_ids, 0), tf.int32)
     tokens = backbone.token_embedding(token_ids)
     hidden = (
       tokens

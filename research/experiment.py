@@ -365,7 +365,6 @@ def _with_noise(
 def _check_early_stopping(
   config: loop_lib.LoopConfig,
   task: task_lib.Task,
-  privacy: private_rounds.PrivateRounds | None,
 ) -> None:
   patience = config.early_stopping_evaluations
   if patience is None:
@@ -374,12 +373,6 @@ def _check_early_stopping(
     raise flags.IllegalFlagValueError(
       f'--early_stopping_evaluations={patience} looks at the validation loss: '
       'give --validation_examples.'
-    )
-  if privacy and not privacy.settings.allow_unaccounted_release:
-    raise flags.IllegalFlagValueError(
-      f'--early_stopping_evaluations={patience}: when a run ends would tell of '
-      'the held-out examples without noise; --allow_unaccounted_release allows '
-      'it, and the model card then says so.'
     )
 
 
@@ -403,7 +396,7 @@ def _build_loop(
     registry.check_kind(flags.FLAGS.algorithm, task.kind, task.build_loss())
     if algorithm.has_local_layers:
       reconstruction.check(task.data)
-    _check_early_stopping(config, task, privacy)
+    _check_early_stopping(config, task)
     process = algorithm.build_for(task, settings)
     process = runtime.prepare(process, task)
   except (local_training.UnsuitableError, planner.PlanError) as error:

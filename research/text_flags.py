@@ -30,12 +30,6 @@ _MODELS = {
   **dict.fromkeys(bert.SIZES, 'from random weights'),
   _CHECKPOINT: 'the one in --checkpoint_dir',
 }
-# What each way to fine-tune uses.
-_USED = {
-  'lora': ['lora_rank', 'lora_alpha', 'lora_targets'],
-  'adapters': ['adapter_size'],
-  'last_layers': ['last_layers'],
-}
 _BUCKET = 16
 # In a run directory.
 VOCABULARY = 'vocab.txt'
@@ -164,7 +158,9 @@ class ModelFlags:
       flags.IllegalFlagValueError: If a flag is set that nothing uses.
     """
     how = FLAGS.fine_tuning
-    others = [n for k, names in _USED.items() if k != how for n in names]
+    others = [
+      n for k, names in bert.SETTINGS.items() if k != how for n in names
+    ]
     refuse_unused(others, f'by --fine_tuning={how}')
     unknown = sorted(set(FLAGS.lora_targets) - set(bert.LORA_TARGETS))
     if unknown or not FLAGS.lora_targets:

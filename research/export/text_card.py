@@ -14,12 +14,6 @@ from research.tasks import task as task_lib
 # Beside the weights of an encoder.
 SOURCE = 'source.json'
 _FIELDS = ('name', 'title', 'licence', 'citation', 'url', 'notes')
-# Flags that say more of a way to fine-tune.
-_SETTINGS = {
-  'lora': ('lora_rank', 'lora_alpha', 'lora_targets'),
-  'adapters': ('adapter_size',),
-  'last_layers': ('last_layers',),
-}
 
 
 def source(task: task_lib.Task, flags: Mapping[str, Any]) -> dict[str, str]:
@@ -98,7 +92,7 @@ def entries(
 def _fine_tuning(flags: Mapping[str, Any]) -> str:
   how = flags['fine_tuning']
   settings = [
-    f'--{name}={_shown(flags[name])}' for name in _SETTINGS.get(how, ())
+    f'--{name}={_shown(flags[name])}' for name in bert.SETTINGS.get(how, ())
   ]
   return ', '.join([f'{how}: {bert.FINE_TUNINGS[how]}', *settings])
 
