@@ -3,10 +3,8 @@
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from sklearn import metrics as sklearn_metrics
 
-from datasets import federated_data
 from research.tasks import task as task_lib
 from research.training import atomic, evaluation, plots, run_directory, spans
 
@@ -33,7 +31,8 @@ def write(
   if task.kind == 'tagging':
     report = _spans(evaluator.counts(task.data.test))
   elif task.kind == 'classification':
-    labels, classes = predictions(task, evaluator, task.data.test)
+    counts = evaluator.counts(task.data.test)
+    labels, classes = counts[evaluation.LABEL], counts[evaluation.CLASS]
     numbers = range(len(task.class_names))
     report = sklearn_metrics.classification_report(
       labels,
@@ -49,26 +48,6 @@ def write(
     return ''
   atomic.write_json(run.path / FILE, report)
   return _table(report)
-
-
-def predictions(
-  task: task_lib.Task,
-  evaluator: evaluation.Evaluator,
-  split: federated_data.Split,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns labels and predicted classes, both int [examples]."""
-
-  @tf.function(reduce_retracing=True)
-  def classify(batch):
-    batch = task.preprocess(batch)
-    return tf.argmax(evaluator.model(batch['x'], training=False), axis=-1)
-
-  pairs = [
-    (batch['y'], classify(batch).numpy())
-    for batch in evaluation.batches(split, task.evaluation_batch_size)
-  ]
-  labels, classes = zip(*pairs, strict=True)
-  return np.concatenate(labels), np.concatenate(classes)
 
 
 def _spans(counts: dict[str, np.ndarray]) -> dict[str, Any]:

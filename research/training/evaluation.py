@@ -17,9 +17,10 @@ from research.tasks import task as task_lib
 from research.training import spans
 
 _OF_TOKENS = ('tagging', 'masked_language_modelling')
-# What counts of an example, besides its metrics.
+# What is known of an example, besides its metrics.
 _TOKENS = 'tokens'
-_COUNTS = (_TOKENS, 'found', 'predicted', 'true')
+LABEL, CLASS = 'label', 'class'
+_COUNTS = (_TOKENS, 'found', 'predicted', 'true', LABEL, CLASS)
 
 
 class Evaluator:
@@ -82,12 +83,15 @@ class Evaluator:
         return loss
       return {**loss, 'cluster': tf.argmin(output, axis=-1), 'y': batch['y']}
     labels = tf.cast(batch['y'], tf.int64)
-    correct = tf.equal(tf.argmax(output, axis=-1), labels)
+    classes = tf.argmax(output, axis=-1)
+    correct = tf.equal(classes, labels)
     if self._task.kind in _OF_TOKENS:
       return self._token_metrics(output, labels, correct)
     return {
       'loss': tf.nn.sparse_softmax_cross_entropy_with_logits(labels, output),
       'accuracy': tf.cast(correct, tf.float32),
+      LABEL: labels,
+      CLASS: classes,
     }
 
   def _token_metrics(self, output, labels, correct):
@@ -131,8 +135,9 @@ class Evaluator:
       split: The clients, read one after the other.
 
     Returns:
-      As `per_example`; where tokens have labels, also their number `tokens`
-      and, for tagging, what `spans.count` returns.
+      As `per_example`; of classification also the `label` and the predicted
+      `class`; where tokens have labels, their number `tokens` and, for tagging,
+      what `spans.count` returns.
     """
     # One trace for all sizes of batches, made before threads share it.
     forward = self._forward.get_concrete_function(
@@ -152,8 +157,8 @@ class Evaluator:
       return found
 
     parts = collections.defaultdict(list)
-    parts_of_split = batches(split, self._task.evaluation_batch_size)
-    for metrics in _map_in_threads(compute, parts_of_split):
+    split_batches = _batches(split, self._task.evaluation_batch_size)
+    for metrics in _map_in_threads(compute, split_batches):
       for name, values in metrics.items():
         parts[name].append(values)
     found = {name: np.concatenate(values) for name, values in parts.items()}
@@ -235,7 +240,7 @@ def _map_in_threads(
       yield waiting.popleft().result()
 
 
-def batches(
+def _batches(
   split: federated_data.Split, batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields the split's examples in order, `batch_size` at a time."""
