@@ -16,6 +16,7 @@ from research import (
   cli,
   experiment,
   flag_values,
+  quantization_flags,
   runtime_flags,
   text_flags,
 )
@@ -30,6 +31,7 @@ _TASK = flag_values.enum(
 )
 _DATA = text_flags.DataFlags()
 _MODEL = text_flags.ModelFlags()
+_QUANTIZATION = quantization_flags.QuantizationFlags()
 GROUPS = experiment.FlagGroups(
   algorithm=flags_lib.AlgorithmFlags(),
   training=flags_lib.TrainingFlags(total_rounds=100, client_batch_size=16),
@@ -41,7 +43,9 @@ flags.adopt_module_key_flags(flag_values)
 
 def build_task() -> tasks.TextTask:
   """Builds the task that the flags describe."""
-  return _MODEL.build_task(_TASK.value, _DATA, flags.FLAGS.seed)
+  return _QUANTIZATION.apply(
+    _MODEL.build_task(_TASK.value, _DATA, flags.FLAGS.seed)
+  )
 
 
 def main(argv: Sequence[str]) -> None:

@@ -15,7 +15,13 @@ from absl import flags
 
 from datasets import load
 from models import emnist as models
-from research import cli, experiment, flag_values, runtime_flags
+from research import (
+  cli,
+  experiment,
+  flag_values,
+  quantization_flags,
+  runtime_flags,
+)
 from research import flags as flags_lib
 from research.tasks import emnist as tasks
 from research.tasks import task as task_lib
@@ -39,6 +45,7 @@ _NUM_CLUSTERS = flag_values.define(
   lower_bound=2,
 )
 _DATA = flags_lib.DataFlags()
+_QUANTIZATION = quantization_flags.QuantizationFlags()
 GROUPS = experiment.FlagGroups(
   algorithm=flags_lib.AlgorithmFlags(),
   training=flags_lib.TrainingFlags(total_rounds=100, client_batch_size=10),
@@ -59,7 +66,7 @@ def build_task() -> task_lib.Task:
   if flags.FLAGS[size].value is None:
     # Saved with the run, whose model may meet data with fewer classes later.
     flags.FLAGS[size].value = data.num_classes
-  return tasks.build(
+  task = tasks.build(
     name,
     data,
     _MODEL.value,
@@ -67,6 +74,7 @@ def build_task() -> task_lib.Task:
     num_classes=_NUM_CLASSES.value,
     num_clusters=_NUM_CLUSTERS.value,
   )
+  return _QUANTIZATION.apply(task)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from research import (
   cli,
   experiment,
   flag_values,
+  quantization_flags,
   regression_flags,
   runtime_flags,
 )
@@ -25,6 +26,7 @@ BINARY = 'experiments.linear_regression'
 
 _DATA = regression_flags.DataFlags()
 _MODEL = regression_flags.ModelFlags()
+_QUANTIZATION = quantization_flags.QuantizationFlags()
 GROUPS = experiment.FlagGroups(
   algorithm=flags_lib.AlgorithmFlags(),
   training=flags_lib.TrainingFlags(total_rounds=100, client_batch_size=0),
@@ -36,7 +38,7 @@ flags.adopt_module_key_flags(flag_values)
 
 def build_task() -> task_lib.Task:
   """Builds the task that the flags describe."""
-  return _MODEL.build_task(_DATA, flags.FLAGS.seed)
+  return _QUANTIZATION.apply(_MODEL.build_task(_DATA, flags.FLAGS.seed))
 
 
 def main(argv: Sequence[str]) -> None:

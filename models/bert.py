@@ -5,6 +5,7 @@ way of files (`weight_store`), whether it was trained or drawn at random. Every
 model takes token ids, int32 [batch, length] with 0 as padding.
 """
 
+import copy
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from models import (
   bert_encoder,
   layers,
   lora,
+  quantization,
+  quantized_encoder,
   weight_store,
 )
 
@@ -175,6 +178,7 @@ class Builder:
     self._tuning = fine_tuning
     self._dropout = checkpoint.config.dropout if dropout is None else dropout
     self._seed = seed
+    self._quantization: quantization.Settings | None = None
     store = store or weight_store.WeightStore()
     with weight_store.creation_order() as made:
       encoder = self._bare_encoder()
@@ -194,6 +198,12 @@ class Builder:
     self._files: list[pathlib.Path] = [
       store.put(values[variable.ref()]) for variable in made
     ]
+
+  def quantized(self, settings: quantization.Settings) -> 'Builder':
+    """Returns a builder of models whose dense layers are quantized."""
+    builder = copy.copy(self)
+    builder._quantization = settings
+    return builder
 
   def classifier(
     self,
@@ -238,6 +248,8 @@ class Builder:
     """
     tokens, encoder = self._start(compute_format)
     head = _MaskedLanguageHead(encoder, self.checkpoint, self._seed)
+    if self._quantization is not None:
+      head.quantize(self._quantization)
     return tf.keras.Model(
       tokens, head(encoder(tokens)), name='bert_masked_language_model'
     )
@@ -258,6 +270,8 @@ class Builder:
     _choose_trained(encoder, self._tuning, self._seed)
     # Part of a head, not of what is fine-tuned; frozen where it is not used.
     encoder.backbone.pooled_dense.trainable = has_pooler
+    if self._quantization is not None:
+      quantized_encoder.quantize(encoder, self._quantization)
     return tf.keras.Input([None], dtype=tf.int32, name='token_ids'), encoder
 
   def _bare_encoder(
@@ -271,13 +285,17 @@ class Builder:
     dropout = layers.BatchSeededDropout(self._dropout, seed, name='dropout')
     return dropout([hidden, tokens]) if self._dropout else hidden
 
-  def _dense(self, units: int, name: str) -> tf.keras.layers.Dense:
+  def _dense(self, units: int, name: str) -> tf.keras.layers.Layer:
     initializer = tf.keras.initializers.TruncatedNormal(
       0.0, _STDDEV, layers.derive_seed(self._seed, name)
     )
-    return tf.keras.layers.Dense(
+    dense = tf.keras.layers.Dense(
       units, kernel_initializer=initializer, name=name
     )
+    if self._quantization is None:
+      return dense
+    dense.build([None, self.checkpoint.config.hidden_size])
+    return quantized_encoder.QuantizedDense(dense, self._quantization)
 
 
 class _MeanOfTokens(tf.keras.layers.Layer):
@@ -331,6 +349,10 @@ class _MaskedLanguageHead(tf.keras.layers.Layer):
       'bias', [form.vocabulary_size], initializer=start('bias', 'zeros')
     )
     self._embedding = encoder.backbone.token_embedding
+
+  def quantize(self, settings: quantization.Settings) -> None:
+    """Quantizes the dense layer; the last product stays float."""
+    self._dense = quantized_encoder.QuantizedDense(self._dense, settings)
 
   def call(self, hidden: tf.Tensor) -> tf.Tensor:
     hidden = self._norm(self._dense(hidden))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from models import bert_checkpoint, bert_encoder, lora
+from models import bert_checkpoint, bert_encoder, lora, quantized_encoder
 
 _HEAD = 'cls.predictions.'
 
@@ -38,6 +38,7 @@ def checkpoint(
       that are no numbers.
   """
   encoder = model.get_layer('encoder')
+  quantized_encoder.remove(encoder)
   for part in list(lora.parts(encoder)):
     if not hasattr(part, 'merge'):
       raise bert_checkpoint.CheckpointError(
@@ -88,9 +89,11 @@ def _named(
 def _head(model: tf.keras.Model) -> Iterator[tuple[str, np.ndarray]]:
   for layer in model.layers:
     if layer.name == 'masked_language_head':
-      transform = _HEAD + 'transform.'
-      yield f'{transform}dense.weight', layer._dense.kernel.numpy().T
-      yield f'{transform}dense.bias', layer._dense.bias.numpy()
+      transform, dense = _HEAD + 'transform.', layer._dense
+      if isinstance(dense, quantized_encoder.QuantizedDense):
+        dense = dense.base
+      yield f'{transform}dense.weight', dense.kernel.numpy().T
+      yield f'{transform}dense.bias', dense.bias.numpy()
       yield f'{transform}LayerNorm.weight', layer._norm.gamma.numpy()
       yield f'{transform}LayerNorm.bias', layer._norm.beta.numpy()
       yield f'{_HEAD}bias', layer._bias.numpy()

@@ -11,6 +11,7 @@ for 28x28x1 images and are tested.
   ddp_cnn              1,018,174 with 62 classes; dropout.
   lenet5               61,706 with 10 classes, also on 32x32x1.
   niid_bench_cnn       44,426 with 10 classes.
+  batch_norm_cnn       225,322 with 10 classes; batch normalisation.
   autoencoder          2,837,314; its output has the shape of its input.
   resnet_gn            78,042 with 10 classes on 32x32x3: ResNet-8, group norm.
   resnet18_gn          11,173,962 with 10 classes on 32x32x3.
@@ -27,6 +28,8 @@ import tensorflow_federated as tff
 from models import functional, k_means, layers, resnet
 
 Shape = tuple[int, ...]
+# Of moving averages: a client has few batches.
+_MOMENTUM = 0.9
 _Metrics = Callable[[], Sequence[tf.keras.metrics.Metric]]
 
 
@@ -216,6 +219,31 @@ def _niid_bench_cnn(
   return tf.keras.Model(inputs, logits, name='niid_bench_cnn')
 
 
+def _batch_norm_cnn(
+  input_shape: Shape, num_classes: int, seed: int
+) -> tf.keras.Model:
+  """Two convolutions with batch normalisation; no paper's.
+
+  Its moments are measured by the clients: see `research.algorithms.statistics`.
+  """
+  inputs = tf.keras.Input(input_shape, name='image')
+  hidden = inputs
+  for number, filters in enumerate((32, 64), 1):
+    # The bias would be undone by what follows.
+    hidden = _conv(seed, f'conv_{number}', filters, 3, None, use_bias=False)(
+      hidden
+    )
+    hidden = tf.keras.layers.BatchNormalization(
+      momentum=_MOMENTUM, name=f'norm_{number}'
+    )(hidden)
+    hidden = tf.keras.layers.ReLU(name=f'relu_{number}')(hidden)
+    hidden = tf.keras.layers.MaxPooling2D(name=f'pool_{number}')(hidden)
+  hidden = tf.keras.layers.Flatten(name='flatten')(hidden)
+  hidden = _dense(seed, 'dense', 128, 'relu')(hidden)
+  logits = _dense(seed, 'logits', num_classes)(hidden)
+  return tf.keras.Model(inputs, logits, name='batch_norm_cnn')
+
+
 def _autoencoder(
   input_shape: Shape, num_classes: int, seed: int
 ) -> tf.keras.Model:
@@ -245,6 +273,7 @@ MODELS: Mapping[str, Callable[[Shape, int, int], tf.keras.Model]] = {
   'ddp_cnn': _ddp_cnn,
   'lenet5': _lenet5,
   'niid_bench_cnn': _niid_bench_cnn,
+  'batch_norm_cnn': _batch_norm_cnn,
   'autoencoder': _autoencoder,
   'resnet_gn': resnet.build_resnet8,
   'resnet18_gn': resnet.build_resnet18,
@@ -258,6 +287,7 @@ _SMALLEST_SIDE = {
   'ddp_cnn': 8,
   'lenet5': 12,
   'niid_bench_cnn': 16,
+  'batch_norm_cnn': 10,
   'resnet_gn': 4,
   'resnet18_gn': 8,
 }
@@ -317,8 +347,9 @@ def _conv(
   name: str,
   filters: int,
   size: int,
-  activation: str = 'relu',
+  activation: str | None = 'relu',
   padding: str = 'valid',
+  use_bias: bool = True,
 ) -> tf.keras.layers.Conv2D:
   # Quantization-aware training sees the weights of a convolution only when its
   # activation is part of it.
@@ -327,6 +358,7 @@ def _conv(
     size,
     padding=padding,
     activation=activation,
+    use_bias=use_bias,
     kernel_initializer=_glorot(seed, name),
     name=name,
   )

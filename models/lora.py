@@ -10,7 +10,7 @@ trainable, those of the small parts too.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 
@@ -61,11 +61,27 @@ class MergeablePart(Part):
       output = output + self._change_of_output(inputs, output)
     return self._activation(output)
 
+  @property
+  def activation(self) -> Callable[[tf.Tensor], tf.Tensor]:
+    """What is applied to the changed output."""
+    return self._activation
+
+  def merged(self) -> tuple[tf.Tensor | None, tf.Tensor]:
+    """Kernel, if `base` has one, and bias as they are after merging."""
+    bias, kernel = _bias(self.base).read_value(), None
+    if hasattr(self.base, 'kernel'):
+      kernel = self.base.kernel.read_value()
+    return (kernel, bias) if self._is_merged else self._change(kernel, bias)
+
   def merge(self) -> None:
     """Adds the change to the base; the output stays the same."""
-    if not self._is_merged:
-      self._change_base()
-      self._is_merged = True
+    if self._is_merged:
+      return
+    kernel, bias = self.merged()
+    if kernel is not None:
+      self.base.kernel.assign(kernel)
+    _bias(self.base).assign(bias)
+    self._is_merged = True
 
 
 class Lora(MergeablePart):
@@ -107,10 +123,11 @@ class Lora(MergeablePart):
     change = (flat @ self.lora_a @ self.lora_b) * self._scale
     return tf.reshape(change, tf.shape(output))
 
-  def _change_base(self) -> None:
+  def _change(
+    self, kernel: tf.Tensor, bias: tf.Tensor
+  ) -> tuple[tf.Tensor, tf.Tensor]:
     change = (self.lora_a @ self.lora_b) * self._scale
-    kernel = self.base.kernel
-    kernel.assign_add(tf.reshape(change, kernel.shape))
+    return kernel + tf.reshape(change, kernel.shape), bias
 
 
 class Adapter(Part):
@@ -159,8 +176,10 @@ class BiasOffset(MergeablePart):
   ) -> tf.Tensor:
     return self.offset
 
-  def _change_base(self) -> None:
-    _bias(self.base).assign_add(self.offset)
+  def _change(
+    self, kernel: tf.Tensor | None, bias: tf.Tensor
+  ) -> tuple[tf.Tensor | None, tf.Tensor]:
+    return kernel, bias + self.offset
 
 
 def merge(model: tf.keras.Model) -> tf.keras.Model:

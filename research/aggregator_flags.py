@@ -1,5 +1,7 @@
 """The flags of aggregation; see `research.aggregators.compose`."""
 
+import dataclasses
+
 import tensorflow_federated as tff
 from absl import flags
 
@@ -101,7 +103,24 @@ class AggregatorFlags:
     elif noise_multiplier is None:
       given = FLAGS.noise_multiplier
       noise_multiplier = _ANY_MULTIPLIER if given is None else given
-    settings = lib.Settings(
+    settings = self._settings(noise_multiplier, unused)
+    try:
+      return compose.build(settings)
+    except ValueError as error:
+      raise flags.IllegalFlagValueError(str(error)) from error
+
+  def of_statistics(self) -> tff.aggregators.WeightedAggregationFactory:
+    """Builds the same rule for `algorithms.statistics`, without encoding."""
+    unused = registry.ALGORITHMS[FLAGS.algorithm].unused_flags
+    plain = {'compression': lib.NONE, 'clipping': lib.NONE, 'zeroing': False}
+    plain |= {'rotation': lib.NONE, 'compression_bits': None}
+    settings = self._settings(0.0, unused)
+    return compose.build(dataclasses.replace(settings, **plain))
+
+  def _settings(
+    self, noise_multiplier: float, unused: frozenset[str]
+  ) -> lib.Settings:
+    return lib.Settings(
       **{name: FLAGS[name].value for name in _NAMES},
       clients_per_round=FLAGS.clients_per_round,
       has_fixed_cohorts=FLAGS.client_sampling == sampling.FIXED_SIZE,
@@ -117,10 +136,6 @@ class AggregatorFlags:
       total_rounds=FLAGS.total_rounds,
       min_separation=FLAGS.min_separation,
     )
-    try:
-      return compose.build(settings)
-    except ValueError as error:
-      raise flags.IllegalFlagValueError(str(error)) from error
 
 
 def _has_uniform_weights(unused: frozenset[str]) -> bool:

@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 from absl import flags, logging
 
-from research import flag_values, provenance, runtime_flags
+from research import (
+  flag_values,
+  provenance,
+  runtime_flags,
+  statistics_flags,
+)
 from research import flags as flags_lib
 from research.algorithms import local_training, registry, stateful
 from research.export import exporter, parity
@@ -397,6 +402,7 @@ def _build_loop(
     if algorithm.has_local_layers:
       reconstruction.check(task.data)
     _check_early_stopping(config, task)
+    statistics_flags.refuse_unused(task.has_statistics)
     process = algorithm.build_for(task, settings)
     process = runtime.prepare(process, task)
   except (local_training.UnsuitableError, planner.PlanError) as error:

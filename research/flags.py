@@ -16,6 +16,7 @@ from research import (
   flag_values,
   partition_flags,
   privacy_flags,
+  statistics_flags,
 )
 from research.algorithms import optimizers, registry
 from research.tasks import task as task_lib
@@ -206,6 +207,7 @@ class AlgorithmFlags:
     self._client = OptimizerFlags('client', 0.1)
     self._server = OptimizerFlags('server', 1.0)
     self._aggregator = aggregator_flags.AggregatorFlags()
+    self._statistics = statistics_flags.StatisticsFlags()
     self._faults = fault_flags.FaultFlags()
     self._privacy = privacy_flags.PrivacyFlags()
 
@@ -242,6 +244,7 @@ class AlgorithmFlags:
       },
       model_aggregator=self._aggregator.get(name),
       attack=self._faults.attack() or self._privacy.attack(),
+      statistics_settings=self._statistics.get(self._aggregator.of_statistics),
     )
     return (
       algorithm,

@@ -62,6 +62,27 @@ def download(next_fn: tff.Computation) -> int:
   return sum(sent.values())
 
 
+def add_upload(measurements: tff.Value, number: int) -> tff.Value:
+  """Adds bits to what measurements have as a client's, if they do.
+
+  Args:
+    measurements: Named, at the server; in a federated computation.
+    number: Bits that a client sends besides.
+
+  Returns:
+    The measurements.
+  """
+
+  @tff.tensorflow.computation
+  def more(before):
+    return before + number
+
+  found = _named(measurements)
+  if UPLOAD in found:
+    found[UPLOAD] = tff.federated_map(more, found[UPLOAD])
+  return tff.federated_zip(found)
+
+
 class MeasureUploadFactory(tff.aggregators.WeightedAggregationFactory):
   """Adds the bits of a client's model update to an aggregator's measurements.
 
@@ -98,14 +119,17 @@ class MeasureUploadFactory(tff.aggregators.WeightedAggregationFactory):
     )
     def next_fn(state, value, weight):
       output = process.next(state, value, weight)
-      found = output.measurements
-      measurements = collections.OrderedDict(
-        (name, found[name])
-        for name, _ in compat.iter_elements(found.type_signature.member)
-      )
+      measurements = _named(output.measurements)
       measurements[UPLOAD] = tff.federated_eval(upload_bits, tff.SERVER)
       return tff.templates.MeasuredProcessOutput(
         output.state, output.result, tff.federated_zip(measurements)
       )
 
     return tff.templates.AggregationProcess(process.initialize, next_fn)
+
+
+def _named(measurements: tff.Value) -> collections.OrderedDict:
+  elements = compat.iter_elements(measurements.type_signature.member)
+  return collections.OrderedDict(
+    (name, measurements[name]) for name, _ in elements
+  )

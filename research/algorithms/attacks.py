@@ -87,30 +87,27 @@ def compose(
   model_fn: local_training.ModelFn,
   client_work: tff.learning.templates.ClientWorkProcess,
   aggregator: tff.aggregators.WeightedAggregationFactory,
-  server_optimizer: tff.learning.optimizers.Optimizer,
+  finalizer: tff.learning.templates.FinalizerProcess,
   attack: Attack,
 ) -> AttackedProcess:
-  """Composes a process as `local_training.compose`, with room for an attack.
+  """As `local_training.compose_finalized`, with room for an attack.
 
   Args:
     model_fn: Builds the model anew at each call.
     client_work: What clients do before the attack.
     aggregator: Of what they send.
-    server_optimizer: Takes the aggregate as its gradient.
+    finalizer: From the server's weights and the aggregate to new weights.
     attack: How clients can change what they send.
 
   Returns:
     The process.
   """
-  sound = local_training.compose(
-    model_fn, client_work, aggregator, server_optimizer
+  sound = local_training.compose_finalized(
+    model_fn, client_work, aggregator, finalizer
   )
   work_type = client_work.next.type_signature
   sent_type = work_type.result.result.member
   aggregation = aggregator.create(sent_type.update, sent_type.update_weight)
-  finalizer = tff.learning.templates.build_apply_optimizer_finalizer(
-    server_optimizer, work_type.parameter[1].member
-  )
 
   no_instruction = attack.instruction(
     tff.types.type_to_tf_tensor_specs(sent_type.update)

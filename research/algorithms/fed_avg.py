@@ -10,7 +10,7 @@ from collections.abc import Callable
 import tensorflow_federated as tff
 
 from research.aggregators import rejection
-from research.algorithms import attacks, local_training
+from research.algorithms import attacks, local_training, statistics
 
 
 def build(
@@ -26,6 +26,7 @@ def build(
   ),
   model_aggregator: tff.aggregators.WeightedAggregationFactory | None = None,
   attack: attacks.Attack | None = None,
+  statistics_settings: statistics.Settings | None = None,
 ) -> tff.learning.templates.LearningProcess | attacks.AttackedProcess:
   """Builds FedAvg.
 
@@ -43,6 +44,8 @@ def build(
     loop_implementation: How a client iterates over its batches.
     model_aggregator: Combines the updates; None is the mean of Algorithm 1.
     attack: How clients may change what they send, if at all.
+    statistics_settings: How variables that are measured are aggregated; None
+      for models without any.
 
   Returns:
     A process whose metrics count the rejected clients; see
@@ -50,15 +53,21 @@ def build(
   """
   server_optimizer = server_optimizer or tff.learning.optimizers.build_sgdm(1.0)
   model_aggregator = model_aggregator or rejection.mean()
-  if attack:
+  if attack or statistics_settings:
     work = local_training.build_client_work(
       model_fn,
       optimizer=client_optimizer,
       weighting=client_weighting,
       loop_implementation=loop_implementation,
+      report=statistics_settings.report if statistics_settings else None,
     )
-    return attacks.compose(
-      model_fn, work, model_aggregator, server_optimizer, attack
+    return statistics.compose(
+      model_fn,
+      work,
+      model_aggregator,
+      server_optimizer,
+      statistics_settings,
+      attack,
     )
   return tff.learning.algorithms.build_weighted_fed_avg(
     model_fn,

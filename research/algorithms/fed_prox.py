@@ -7,7 +7,7 @@ arXiv:1812.06127, Algorithm 2 with the local objective of Equation 2.
 import tensorflow_federated as tff
 
 from research.aggregators import rejection
-from research.algorithms import attacks, local_training
+from research.algorithms import attacks, local_training, statistics
 
 
 def build(
@@ -20,6 +20,7 @@ def build(
   proximal_strength: float,
   model_aggregator: tff.aggregators.WeightedAggregationFactory | None = None,
   attack: attacks.Attack | None = None,
+  statistics_settings: statistics.Settings | None = None,
 ) -> tff.learning.templates.LearningProcess | attacks.AttackedProcess:
   """Builds FedProx.
 
@@ -39,6 +40,8 @@ def build(
     proximal_strength: mu of Equation 2, at least 0.
     model_aggregator: Combines the updates; None is their weighted mean.
     attack: How clients may change what they send, if at all.
+    statistics_settings: How variables that are measured are aggregated; None
+      for models without any.
 
   Returns:
     A process whose metrics count the rejected clients.
@@ -63,8 +66,13 @@ def build(
     weighting=client_weighting,
     loop_implementation=loop_implementation,
     correct=correct,
+    report=statistics_settings.report if statistics_settings else None,
   )
-  parts = model_fn, work, model_aggregator or rejection.mean(), server_optimizer
-  if attack:
-    return attacks.compose(*parts, attack)
-  return local_training.compose(*parts)
+  return statistics.compose(
+    model_fn,
+    work,
+    model_aggregator or rejection.mean(),
+    server_optimizer,
+    statistics_settings,
+    attack,
+  )

@@ -31,12 +31,15 @@ class Result(NamedTuple):
       zeros if the client is rejected.
     weight: float32, the client's weight in means; 0 if it is rejected.
     num_steps: int64, batches trained on, over all epochs.
+    statistics: Float variables that are not trained, before minus after; zeros
+      if the client is rejected.
     metrics: Unfinalized training metrics; zeros if the client is rejected.
   """
 
   update: Any
   weight: tf.Tensor
   num_steps: tf.Tensor
+  statistics: Tensors
   metrics: Any
 
 
@@ -160,11 +163,19 @@ def train(
   update = tf.nest.map_structure(
     tf.subtract, initial_weights.trainable, trained.trainable
   )
-  is_accepted = all_finite(update)
+  statistics = tuple(
+    before - after
+    for before, after in zip(
+      initial_weights.non_trainable, trained.non_trainable, strict=True
+    )
+    if before.dtype.is_floating
+  )
+  is_accepted = all_finite((update, statistics))
   return Result(
     update=unless_rejected(is_accepted, update),
     weight=client_weight(weighting, num_examples, is_accepted),
     num_steps=num_steps,
+    statistics=unless_rejected(is_accepted, statistics),
     metrics=unless_rejected(
       is_accepted, model.report_local_unfinalized_metrics()
     ),

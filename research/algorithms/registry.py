@@ -23,6 +23,7 @@ from research.algorithms import (
   one_shot,
   scaffold,
   stateful,
+  statistics,
 )
 from research.tasks import task as task_lib
 
@@ -49,6 +50,9 @@ class Settings:
       ones, for an algorithm that `has_local_layers`.
     attack: How clients may change what they send, for which the algorithm must
       have `can_be_attacked`; None is not at all.
+    statistics_settings: How the variables are aggregated that a model measures,
+      for which the algorithm must have `aggregates_statistics`; None leaves
+      them as they were at first, as TFF does.
   """
 
   client_optimizer: tff.learning.optimizers.Optimizer
@@ -65,6 +69,9 @@ class Settings:
     default_factory=dict
   )
   attack: attacks.Attack | None = None
+  statistics_settings: statistics.Settings | None = dataclasses.field(
+    default_factory=statistics.Settings
+  )
 
 
 _BY_GRADIENTS = frozenset(
@@ -83,6 +90,8 @@ class Algorithm:
     unused_flags: Flags without a meaning here; setting one is an error.
     hparams: Its own hyperparameters, each a flag of its default's kind.
     can_be_attacked: Whether it has a form whose clients change what they send.
+    aggregates_statistics: Whether it learns variables that are measured rather
+      than trained.
     has_own_models: Whether clients keep models of their own.
     kinds: Kinds of tasks that it learns.
     is_least_squares: Whether it knows the mean squared error alone.
@@ -95,6 +104,7 @@ class Algorithm:
   unused_flags: frozenset[str] = frozenset()
   hparams: Mapping[str, Hparam] = dataclasses.field(default_factory=dict)
   can_be_attacked: bool = False
+  aggregates_statistics: bool = False
   has_own_models: bool = False
   kinds: frozenset[str] = _BY_GRADIENTS
   is_least_squares: bool = False
@@ -115,6 +125,16 @@ class Algorithm:
     Raises:
       local_training.UnsuitableError: If a setting does not fit.
     """
+    if not task.has_statistics:
+      settings = dataclasses.replace(settings, statistics_settings=None)
+    elif settings.statistics_settings and not self.aggregates_statistics:
+      able = [n for n, a in ALGORITHMS.items() if a.aggregates_statistics]
+      raise local_training.UnsuitableError(
+        'The model has variables that are measured, not trained (ranges of '
+        'quantization, or moments of batch normalisation), which the algorithm '
+        f'of {self.paper} would leave as they were at first; '
+        f'--algorithm={" and ".join(able)} aggregate them.'
+      )
     filled = [size for size in task.data.train.num_examples.values() if size]
     settings = dataclasses.replace(
       settings,
@@ -140,6 +160,7 @@ _LOCAL_TRAINING = (
   'client_weighting',
   'loop_implementation',
 )
+_BY_REPORT = ('model_aggregator', 'attack', 'statistics_settings')
 _CONTROL_VARIATES = (
   'client_optimizer',
   'server_optimizer',
@@ -160,9 +181,10 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     has_own_models=True,
   ),
   'fed_avg': Algorithm(
-    _with(fed_avg.build, *_LOCAL_TRAINING, 'model_aggregator', 'attack'),
+    _with(fed_avg.build, *_LOCAL_TRAINING, *_BY_REPORT),
     'McMahan et al. 2017, Algorithm 1',
     can_be_attacked=True,
+    aggregates_statistics=True,
   ),
   'fed_dyn': Algorithm(
     _with(fed_dyn.build, *_CONTROL_VARIATES),
@@ -184,10 +206,11 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     _OWN_AGGREGATION,
   ),
   'fed_prox': Algorithm(
-    _with(fed_prox.build, *_LOCAL_TRAINING, 'model_aggregator', 'attack'),
+    _with(fed_prox.build, *_LOCAL_TRAINING, *_BY_REPORT),
     'Li et al. 2020, Algorithm 2',
     hparams={'proximal_strength': 0.01},
     can_be_attacked=True,
+    aggregates_statistics=True,
   ),
   'fed_recon': Algorithm(
     _with(fed_recon.build, *_LOCAL_TRAINING, 'layers', 'model_aggregator'),

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from datasets import federated_data, word_pieces
-from models import bert, lora, masking, token_labels
+from models import bert, lora, masking, quantization, token_labels
 from research.tasks import task as task_lib
 
 
@@ -98,7 +98,26 @@ class TextTask(task_lib.Task):
   def build_client_keras_model(self) -> tf.keras.Model:
     return _build_model(self, self.compute_format)
 
+  def quantized(self, settings: quantization.Settings) -> 'TextTask':
+    if self.compute_format != 'float32':
+      raise ValueError(
+        'Quantization-aware training computes in float32: leave out '
+        '--mixed_precision.'
+      )
+    task = dataclasses.replace(
+      self,
+      builder=self.builder.quantized(settings),
+      quantization=settings,
+      build_keras_model=lambda: _build_model(task),
+    )
+    return task
+
   def in_mixed_precision(self, compute_format: str) -> 'TextTask':
+    if self.quantization is not None:
+      raise ValueError(
+        f'--mixed_precision={compute_format} does not go with --quantize=qat, '
+        'which computes in float32.'
+      )
     if compute_format != 'bfloat16':
       raise ValueError(
         f'--mixed_precision={compute_format}: BERT trains in bfloat16 or '

@@ -1,5 +1,8 @@
 """A model whose frozen variables are no part of what a server sends."""
 
+from collections.abc import Sequence
+
+import tensorflow as tf
 import tensorflow_federated as tff
 
 
@@ -11,9 +14,19 @@ class FrozenModel(tff.learning.models.VariableModel):
   have them.
   """
 
-  def __init__(self, model: tff.learning.models.VariableModel):
-    """Wraps a model."""
+  def __init__(
+    self,
+    model: tff.learning.models.VariableModel,
+    statistics: Sequence[tf.Variable] = (),
+  ):
+    """Wraps a model.
+
+    Args:
+      model: The other model.
+      statistics: Its variables that are not trained and yet not frozen.
+    """
     self._model = model
+    self._statistics = list(statistics)
 
   @property
   def trainable_variables(self):
@@ -21,7 +34,7 @@ class FrozenModel(tff.learning.models.VariableModel):
 
   @property
   def non_trainable_variables(self):
-    return []
+    return self._statistics
 
   @property
   def local_variables(self):

@@ -10,6 +10,7 @@ import tensorflow_federated as tff
 
 from datasets import federated_data
 from models import mixed_precision
+from models import quantization as quantization_lib
 from research.tasks import frozen_model
 
 Batch = collections.OrderedDict
@@ -46,6 +47,7 @@ class Task:
       are constants of every process: neither sent nor kept in checkpoints.
     initial_weights_sha256: Hash of pre-trained weights; empty without any.
     evaluation_batch_size: Examples that are evaluated at once.
+    quantization: How the model is quantized in training; None is not at all.
   """
 
   name: str
@@ -63,6 +65,7 @@ class Task:
   has_frozen_weights: bool = False
   initial_weights_sha256: str = ''
   evaluation_batch_size: int = 500
+  quantization: quantization_lib.Settings | None = None
 
   @functools.cached_property
   def input_spec(self) -> Batch:
@@ -102,7 +105,9 @@ class Task:
       input_spec=self.input_spec,
       metrics=self.build_metrics(),
     )
-    return frozen_model.FrozenModel(model) if self.has_frozen_weights else model
+    if not self.has_frozen_weights:
+      return model
+    return frozen_model.FrozenModel(model, quantization_lib.ranges(model))
 
   def build_client_keras_model(self) -> tf.keras.Model:
     """Makes what clients train, where that is no `client_model`."""
@@ -112,11 +117,45 @@ class Task:
     self, model: tf.keras.Model
   ) -> tff.learning.models.ModelWeights:
     """The variables of a Keras model that a learning process's state has."""
-    others = [] if self.has_frozen_weights else model.non_trainable_variables
+    others = model.non_trainable_variables
+    if self.has_frozen_weights:
+      others = quantization_lib.ranges(model)
     return tff.learning.models.ModelWeights(model.trainable_variables, others)
+
+  @functools.cached_property
+  def has_statistics(self) -> bool:
+    """Whether the model has variables that clients measure, and don't train."""
+    if self.has_frozen_weights:
+      return self.quantization is not None
+    weights = self.weights_of(self.build_keras_model())
+    return any(v.dtype.is_floating for v in weights.non_trainable)
+
+  def quantized(self, settings: quantization_lib.Settings) -> 'Task':
+    """Returns the task with a model that is quantized in training.
+
+    Args:
+      settings: How.
+
+    Raises:
+      ValueError: If the model does not allow it.
+    """
+    if self.client_model is not None:
+      raise ValueError(
+        'Quantization-aware training computes in float32: leave out '
+        '--mixed_precision.'
+      )
+    build = quantization_lib.recipe(self.build_keras_model(), settings)
+    return dataclasses.replace(
+      self, build_keras_model=build, quantization=settings
+    )
 
   def in_mixed_precision(self, compute_format: str) -> 'Task':
     """See the function of this name."""
+    if self.quantization is not None:
+      raise ValueError(
+        f'--mixed_precision={compute_format} does not go with --quantize=qat, '
+        'which computes in float32.'
+      )
     model = mixed_precision.from_keras(
       self.build_keras_model,
       compute_format,

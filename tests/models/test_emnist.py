@@ -43,6 +43,7 @@ def weight_hash(model):
     ('lenet5', (32, 32, 1), 10, 61_706),
     ('niid_bench_cnn', GREY, 10, 44_426),
     ('niid_bench_cnn', (32, 32, 3), 10, 62_006),
+    ('batch_norm_cnn', GREY, 10, 225_322),
     ('autoencoder', GREY, 10, 2_837_314),
     ('resnet_gn', COLOUR, 10, 78_042),
     ('resnet18_gn', COLOUR, 10, 11_173_962),
@@ -52,7 +53,8 @@ def weight_hash(model):
 def test_parameter_count(name, shape, num_classes, count):
   model = build(name, shape=shape, num_classes=num_classes)
   assert model.count_params() == count
-  assert not model.non_trainable_variables
+  has_moments = name == 'batch_norm_cnn'
+  assert bool(model.non_trainable_variables) == has_moments
 
 
 def test_resnet8_parameter_count_by_hand():

@@ -1,0 +1,157 @@
+"""Quantized layers of an encoder against NumPy and their merged form."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from models import bert, lora, quantization, quantized_encoder
+from tests.models import tiny_bert
+from tests.models.test_quantization import on_grid
+
+SETTINGS = quantization.Settings()
+
+
+def builder(directory, fine_tuning='full'):
+  tuning = bert.FineTuning(fine_tuning=fine_tuning)
+  return tiny_bert.builder(directory, fine_tuning=tuning, dropout=0.0)
+
+
+def measured(values):
+  low, high = min(0, values.min()), max(0, values.max())
+  return on_grid(values, low, high, 255)
+
+
+def weights_on_grid(kernel, steps=127):
+  scale = np.abs(kernel).max() / steps
+  return np.round(kernel / scale) * scale
+
+
+def gelu(x):
+  return tf.keras.activations.gelu(tf.constant(x)).numpy()
+
+
+@pytest.mark.parametrize('activation', [None, gelu])
+def test_a_dense_layer_in_numpy(activation):
+  rng = np.random.default_rng(0)
+  dense = tf.keras.layers.Dense(
+    5, 'gelu' if activation else None, bias_initializer='ones'
+  )
+  dense.build([None, None, 7])
+  layer = quantized_encoder.QuantizedDense(dense, SETTINGS)
+  x = rng.normal(size=[2, 3, 7]).astype('f')
+  found = layer(x, training=True).numpy()
+  expected = measured(x) @ weights_on_grid(dense.kernel.numpy()) + 1
+  if activation:
+    expected = activation(measured(expected).astype('f'))
+  step = (max(0, expected.max()) - min(0, expected.min())) / 255
+  np.testing.assert_allclose(found, measured(expected), atol=1.01 * step)
+  assert np.abs(found - measured(expected)).mean() < 0.1 * step
+  np.testing.assert_array_equal(found, layer(x, training=False))
+
+
+@pytest.mark.parametrize(
+  ('equation', 'shape', 'inputs', 'outputs'),
+  [
+    ('abc,cde->abde', (None, 2, 5), [3, 4, 6], [3, 4, 2, 5]),
+    ('abcd,cde->abe', (None, 6), [3, 4, 2, 5], [3, 4, 6]),
+  ],
+)
+def test_projections_of_an_attention(equation, shape, inputs, outputs):
+  """A grid so fine that only the equation counts."""
+  axes = 'de' if len(shape) == 3 else 'e'
+  dense = tf.keras.layers.EinsumDense(equation, shape, bias_axes=axes)
+  x = np.random.default_rng(0).normal(size=inputs).astype('f')
+  expected = dense(x)
+  layer = quantized_encoder.QuantizedDense(dense, SETTINGS)
+  found = layer(x, training=True)
+  assert found.shape == outputs
+  assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_an_attention_in_numpy(tmp_path):
+  encoder = builder(tmp_path).quantized(SETTINGS).classifier(2).layers[1]
+  attention = encoder.transformer_layers[0]._self_attention_layer
+  inner = attention.attention
+  x = np.random.default_rng(0).normal(size=[2, 4, 32]).astype('f')
+  x = x[..., : inner._query_dense.base.kernel.shape[0]]
+  mask = np.ones([2, 4, 4], bool)
+  mask[:, :, 3] = False
+  found = attention(query=x, value=x, attention_mask=mask, training=True)
+  query, key, value = (
+    dense(x, training=False).numpy()
+    for dense in (inner._query_dense, inner._key_dense, inner._value_dense)
+  )
+  query = measured(query / np.sqrt(query.shape[-1]))
+  scores = measured(np.einsum('bshd,bthd->bhts', key, query))
+  scores = np.where(mask[:, None], scores, -np.inf)
+  exponents = np.exp(scores - scores.max(-1, keepdims=True))
+  shares = measured(exponents / exponents.sum(-1, keepdims=True))
+  mixed = np.einsum('bhts,bshd->bthd', shares, value).astype('f')
+  expected = inner._output_dense(mixed, training=False).numpy()
+  step = np.ptp(expected) / 255
+  np.testing.assert_allclose(found, expected, atol=2.01 * step)
+  assert np.abs(found - expected).mean() < 0.2 * step
+
+
+@pytest.mark.parametrize('fine_tuning', ['lora', 'bias'])
+def test_training_quantizes_what_merging_gives(fine_tuning, tmp_path):
+  model = builder(tmp_path, fine_tuning).quantized(SETTINGS).classifier(3)
+  tiny_bert.shake(model.trainable_variables)
+  model(tiny_bert.IDS, training=True)
+  before = model(tiny_bert.IDS).numpy()
+  kernels = [
+    layer.kernel_and_bias() for layer in quantized_encoder.dense_layers(model)
+  ]
+  lora.merge(model)
+  merged = list(quantized_encoder.dense_layers(model))
+  for (kernel, bias), layer in zip(kernels, merged, strict=True):
+    base = getattr(layer.base, 'base', layer.base)
+    np.testing.assert_allclose(base.kernel, kernel, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(base.bias, bias, rtol=0, atol=1e-6)
+  np.testing.assert_allclose(model(tiny_bert.IDS), before, atol=1e-6)
+
+
+def test_gradients_reach_all_that_is_trained(tmp_path):
+  for fine_tuning in bert.FINE_TUNINGS:
+    model = builder(tmp_path, fine_tuning).quantized(SETTINGS).classifier(3)
+    tiny_bert.shake(model.trainable_variables)
+    with tf.GradientTape() as tape:
+      loss = tf.reduce_sum(model(tiny_bert.IDS, training=True) ** 2)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    for gradient, variable in zip(
+      gradients, model.trainable_variables, strict=True
+    ):
+      values = tf.convert_to_tensor(gradient).numpy()
+      # A key's bias moves all scores of a row alike.
+      if 'key' not in variable.name:
+        assert values.any(), (fine_tuning, variable.name)
+
+
+def test_removed_quantization_leaves_the_float_encoder(tmp_path):
+  made = builder(tmp_path)
+  model, plain = made.quantized(SETTINGS).classifier(3), made.classifier(3)
+  encoder = model.get_layer('encoder')
+  assert np.abs(encoder(tiny_bert.IDS) - plain.layers[1](tiny_bert.IDS)).max()
+  quantized_encoder.remove(encoder)
+  np.testing.assert_array_equal(
+    encoder(tiny_bert.IDS), plain.layers[1](tiny_bert.IDS)
+  )
+
+
+def test_the_builder_itself_stays_float(tmp_path):
+  made = builder(tmp_path)
+  made.quantized(SETTINGS)
+  assert not quantization.ranges(made.classifier(3))
+
+
+def test_quantized_outputs_are_near_the_float_ones(tmp_path):
+  made = builder(tmp_path)
+  model, plain = made.quantized(SETTINGS).classifier(3), made.classifier(3)
+  plain_logits = plain(tiny_bert.IDS).numpy()
+  for variable, value in zip(
+    model.trainable_variables, model.trainable_variables, strict=True
+  ):
+    variable.assign(value)
+  model(tiny_bert.IDS, training=True)
+  error = np.abs(model(tiny_bert.IDS) - plain_logits).max()
+  assert 0 < error < 0.25 * np.abs(plain_logits).max() + 0.01
