@@ -14,6 +14,7 @@ Integer-Arithmetic-Only Inference", arXiv:1712.05877, Sections 2.1 and 3.1.
 
 import copy
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ _ACTIVATION_BITS = 8
 # Of a range's moving average, per batch.
 _DECAY = 0.9
 WEIGHT_BITS = (8, 6, 4)
+_END = re.compile(r'_(min|max)(_\d+)?$')
 
 
 class UnsupportedModelError(ValueError):
@@ -372,6 +374,18 @@ def ranges(model: Any) -> list[tf.Variable]:
   return [
     variable
     for variable in model.non_trainable_variables
-    if variable.dtype.is_floating
-    and variable.name.split(':')[0].endswith(('_min', '_max'))
+    if variable.dtype.is_floating and end_of_range(variable.name)
   ]
+
+
+def end_of_range(name: str) -> str:
+  """Which end of an activation's range a variable is.
+
+  Args:
+    name: Of the variable; a graph numbers variables of one name.
+
+  Returns:
+    min, max, or nothing for other variables.
+  """
+  found = _END.search(name.split(':')[0])
+  return found[1] if found else ''

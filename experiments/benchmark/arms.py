@@ -5,6 +5,7 @@
   in_process_auto   the in-process runtime as it plans by itself
   in_process_loop, _scan, _vmap, _vmap_xla   with that plan forced
   in_process_no_dp  in_process_auto, of workload E without its DP
+  in_process_qat    in_process_auto, with quantization-aware training
   bare_...          the loops of bare.py, without federation
   peer_...          other frameworks, in environments of their own (peers/)
 
@@ -54,7 +55,10 @@ _IN_PROCESS = {
   'in_process_vmap': ('vmap', 'off'),
   'in_process_vmap_xla': ('vmap', 'on'),
   workloads.WITHOUT_PRIVACY: ('auto', 'auto'),
+  workloads.WITH_QUANTIZATION: ('auto', 'auto'),
 }
+# Workloads that are also trained with quantization.
+_QUANTIZED = ('A', 'B', 'F')
 # What the planner may choose on a CPU, by model, beside `in_process_auto`.
 _PLANS = {
   'cnn': ('in_process_scan',),
@@ -87,16 +91,18 @@ def names(workload: workloads.Workload, all_plans: bool) -> list[str]:
     workload: What is trained.
     all_plans: Whether to include plans and bare loops that are known to lose.
   """
-  without = [workloads.WITHOUT_PRIVACY] if workload.private else []
+  others = [workloads.WITHOUT_PRIVACY] if workload.private else []
+  if workload.name in _QUANTIZED:
+    others.append(workloads.WITH_QUANTIZATION)
   if all_plans:
     loops = [f'bare_{name}' for name in bare.variants_of(workload)]
-    plans = [name for name in _IN_PROCESS if name != workloads.WITHOUT_PRIVACY]
-    return [*_STOCK, *plans, *without, *loops]
+    plans = [name for name in _IN_PROCESS if name not in workloads.CHANGED]
+    return [*_STOCK, *plans, *others, *loops]
   is_slow = (
     workload.clients > _MOST_STOCK_CLIENTS or workload.model in _SLOW_IN_STOCK
   )
   stock = () if is_slow else _STOCK
-  plans = ('in_process_auto', *_PLANS[workload.model], *without)
+  plans = ('in_process_auto', *_PLANS[workload.model], *others)
   return [*stock, *plans, *_BARE[workload.model]]
 
 
@@ -180,6 +186,8 @@ def open_arm(
     plan, xla = _IN_PROCESS[name]
     if name == workloads.WITHOUT_PRIVACY:
       workload = dataclasses.replace(workload, private=False)
+    elif name == workloads.WITH_QUANTIZATION:
+      workload = dataclasses.replace(workload, quantized=True)
     config = registry.RuntimeConfig('in_process', client_plan=plan, xla=xla)
     return _federated(workload, config, None)
   if kind == 'bare' and variant in bare.VARIANTS:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from models import bert, bert_checkpoint
+from models import bert, bert_checkpoint, quantization
 
 FORMS: Mapping[str, bert_checkpoint.Config] = {
   # all-MiniLM-L6 (Wang et al. 2020, arXiv:2002.10957).
@@ -51,9 +51,16 @@ def builder(form: str, fine_tuning: str) -> bert.Builder:
   )
 
 
-def build(form: str, fine_tuning: str) -> tf.keras.Model:
+def build(
+  form: str,
+  fine_tuning: str,
+  settings: quantization.Settings | None = None,
+) -> tf.keras.Model:
   """Builds a classifier of tokens' means; see `builder`."""
-  return builder(form, fine_tuning).classifier(CLASSES)
+  made = builder(form, fine_tuning)
+  if settings is not None:
+    made = made.quantized(settings)
+  return made.classifier(CLASSES)
 
 
 def draw(

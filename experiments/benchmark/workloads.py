@@ -27,8 +27,8 @@ import tensorflow_federated as tff
 
 from datasets import federated_data
 from experiments.benchmark import encoders
-from models import emnist, layers
-from research.algorithms import fed_avg, optimizers
+from models import emnist, layers, quantization
+from research.algorithms import fed_avg, optimizers, statistics
 from research.tasks import task as task_lib
 
 CLIENT_LEARNING_RATE = 0.1
@@ -41,6 +41,9 @@ SWEEP_PARAMETERS = ('10k', '1M', '10M')
 _SWEEP_INPUTS = {'1k': 32, '10k': 100, '1M': 1000, '10M': 3163}
 # What workload E's arms but this one have.
 WITHOUT_PRIVACY = 'in_process_no_dp'
+WITH_QUANTIZATION = 'in_process_qat'
+# Arms that train something else than the workload's others.
+CHANGED = (WITHOUT_PRIVACY, WITH_QUANTIZATION)
 _SEED = 3
 _VOCABULARY = 30522
 _SEQUENCE = 128
@@ -61,6 +64,7 @@ class Workload:
     private: Whether updates are clipped, averaged evenly, and noised.
     inputs: Inputs of the linear and wide models.
     encoder: What is fine-tuned, a key of `encoders.FORMS`.
+    quantized: Whether clients train with int8 weights and activations.
   """
 
   name: str
@@ -71,6 +75,7 @@ class Workload:
   private: bool = False
   inputs: int = 100
   encoder: str = ''
+  quantized: bool = False
 
   @property
   def steps(self) -> int:
@@ -104,7 +109,8 @@ class Workload:
   def build_keras_model(self) -> tf.keras.Model:
     """Builds a fresh model with seeded initial weights."""
     if self.encoder:
-      return encoders.build(self.encoder, self.model)
+      settings = quantization.Settings() if self.quantized else None
+      return encoders.build(self.encoder, self.model, settings)
     return _MODELS[self.model](self)
 
   def build_loss(self) -> tf.keras.losses.Loss:
@@ -133,7 +139,7 @@ class Workload:
       source=federated_data.Source('synthetic', 'none', 'none', 'none'),
       content_sha256='0' * 64,
     )
-    return task_lib.Task(
+    task = task_lib.Task(
       name=self.name,
       data=data,
       kind='classification' if y.dtype == np.int32 else 'reconstruction',
@@ -147,7 +153,11 @@ class Workload:
       ),
       example_shape=x.shape[2:],
       has_frozen_weights=bool(self.encoder),
+      quantization=quantization.Settings() if self.quantized else None,
     )
+    if self.quantized and not self.encoder:
+      return task.quantized(quantization.Settings())
+    return task
 
   def batches(self) -> list[np.ndarray]:
     """Example indices of each local step, in the stored order."""
@@ -176,6 +186,7 @@ class Workload:
         client_optimizer=client_optimizer,
         server_optimizer=server_optimizer,
         loop_implementation=loop_implementation,
+        statistics_settings=statistics.Settings() if self.quantized else None,
       )
     if aggregator is None:
       aggregator = tff.aggregators.as_weighted_aggregator(

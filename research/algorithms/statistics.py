@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from models import quantization
 from research.aggregators import bits, rejection
 from research.algorithms import attacks, local_training
 
@@ -231,14 +232,15 @@ _INFINITY = float('inf')
 
 def _sign(name: str) -> int:
   """1 for the minimum of a range, -1 for its maximum, 0 for all else."""
-  return name.endswith('_min') - name.endswith('_max')
+  return {'min': 1, 'max': -1, '': 0}[quantization.end_of_range(name)]
 
 
 def _valid(name: str, value: tf.Tensor) -> tf.Tensor:
   """What a statistic can be: noise and rules may leave its bounds."""
-  if name.endswith('_min'):
+  end = quantization.end_of_range(name)
+  if end == 'min':
     return tf.minimum(value, 0.0)
-  if name.endswith(('_max', '/moving_variance')):
+  if end == 'max' or 'moving_variance' in name:
     return tf.maximum(value, 0.0)
   return value
 

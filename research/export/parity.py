@@ -19,6 +19,9 @@ from research.training import atomic
 SERVING_PYTHON = 'TFF_RESEARCH_SERVING_PYTHON'
 TENSORFLOW_TOLERANCE = 1e-5
 OPENVINO_TOLERANCE = 1e-4
+# Of a model with fake quantization: a value between two steps of a range can
+# fall to either, and the next layers go on from there.
+QUANTIZED_TOLERANCE = 0.05
 
 # Outputs that are positions: of which output, and of which of its values.
 _CHOSEN_BY = {
@@ -84,7 +87,7 @@ def check(
 
   Raises:
     ParityError: If a difference is beyond the tolerance (1e-5 for TensorFlow,
-      1e-4 for OpenVINO), or a runtime fails.
+      1e-4 for OpenVINO, or 0.05 where training quantizes), or a runtime fails.
   """
   has_texts = text_signatures.is_text(task)
   batches = batches or (text_parity.BATCHES if has_texts else _BATCHES)
@@ -123,7 +126,7 @@ def check(
     below,
     {k: v for k, v in inputs.items() if k.startswith(default)},
     {k: v for k, v in expected.items() if k.startswith(default)},
-    OPENVINO_TOLERANCE,
+    QUANTIZED_TOLERANCE if task.quantization else OPENVINO_TOLERANCE,
   )
   return report
 

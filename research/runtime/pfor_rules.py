@@ -20,7 +20,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.ops.parallel_for import control_flow_ops
 
-from research.runtime import pfor_conv_rules
+from research.runtime import pfor_conv_rules, pfor_quantization_rules
 
 # `from ... import pfor` would give the function of that name.
 pfor = importlib.import_module('tensorflow.python.ops.parallel_for.pfor')
@@ -48,7 +48,11 @@ def register(grouped_convolution: bool | None = None) -> None:
       that is being traced, client after client elsewhere.
   """
   pfor._pfor_converter_registry.update(
-    {**_RULES, **pfor_conv_rules.build(grouped_convolution)}
+    {
+      **_RULES,
+      **pfor_quantization_rules.RULES,
+      **pfor_conv_rules.build(grouped_convolution),
+    }
   )
 
 
