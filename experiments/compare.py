@@ -17,12 +17,15 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+import pandas as pd
 from absl import flags
 
 from research import cli, flag_values
-from research.sweeps import comparison, processes
+from research.sweeps import comparison, forms, processes
 from research.training import interrupts, progress, run_directory
 
+# Of experiments.export.
+_FAILED_FORM = 4
 _BINARY = flags.DEFINE_string(
   'binary', None, 'Training binary in experiments/, as emnist.'
 )
@@ -41,6 +44,9 @@ _ROUNDS = flags.DEFINE_list(
 )
 _EXTRA = flags.DEFINE_multi_string(
   'extra_flag', [], 'A flag for every run, as --extra_flag=--total_rounds=9'
+)
+_FORMS = flags.DEFINE_list(
+  'forms', [], 'Also judge each run in these exported forms (docs/export.md).'
 )
 _PROCESSES = flags.DEFINE_integer(
   'processes', 1, 'Runs at once, which share out the cores.', lower_bound=1
@@ -100,9 +106,17 @@ def _numbers(flag: flags.FlagHolder) -> list[int]:
 
 
 def _run_all(
-  folder: pathlib.Path, commands: dict[str, list[str]]
+  folder: pathlib.Path,
+  commands: dict[str, list[str]],
+  good: Sequence[int] = (0,),
 ) -> list[pathlib.Path]:
-  """Runs commands in the queue; returns the logs of those that failed."""
+  """Runs commands in the queue; returns the logs of those that failed.
+
+  Args:
+    folder: Of the comparison.
+    commands: By name.
+    good: Exit codes that are no failure.
+  """
   logs = folder / 'logs'
   logs.mkdir(exist_ok=True)
   failed, waiting = [], list(commands)
@@ -113,15 +127,43 @@ def _run_all(
         queue.start(name, commands[name], logs / f'{name}.log')
       for ended in queue.wait(60.0):
         done = len(commands) - len(waiting) - len(queue.running)
-        outcome = 'done' if not ended.exit_code else 'FAILED'
+        outcome = 'done' if ended.exit_code in good else 'FAILED'
         print(
           f'[{done}/{len(commands)}] {ended.name}: {outcome} '
           f'({progress.duration(ended.seconds)})',
           flush=True,
         )
-        if ended.exit_code:
+        if ended.exit_code not in good:
           failed.append(logs / f'{ended.name}.log')
   return failed
+
+
+def _succeed(failed: Sequence[pathlib.Path]) -> None:
+  """Ends the process if there are logs of what failed."""
+  if failed:
+    print(f'Failed, see {", ".join(map(str, failed))}', file=sys.stderr)
+    sys.exit(1)
+
+
+def _judge(
+  folder: pathlib.Path,
+  directories: dict[tuple[comparison.Line, int], pathlib.Path],
+) -> pd.DataFrame:
+  """Exports what lacks forms, and reads what these reached."""
+  runs = {
+    f'{line.run_name(seed)}_forms': directory
+    for (line, seed), directory in directories.items()
+  }
+  commands = {
+    name: [
+      *(sys.executable, '-m', 'experiments.export'),
+      *(f'--run_dir={directory}', f'--forms={",".join(_FORMS.value)}'),
+    ]
+    for name, directory in forms.missing(runs, _FORMS.value).items()
+  }
+  # A form that fails its check is a result, which the table has.
+  _succeed(_run_all(folder, commands, good=(0, _FAILED_FORM)))
+  return forms.read(directories, _FORMS.value)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -146,10 +188,7 @@ def main(argv: Sequence[str]) -> None:
   }
   advice = 'The same command goes on with the comparison.'
   with interrupts.exit_tidily(advice), folder:
-    failed = _run_all(folder.path, commands)
-    if failed:
-      print(f'Failed, see {", ".join(map(str, failed))}', file=sys.stderr)
-      sys.exit(1)
+    _succeed(_run_all(folder.path, commands))
     metric = _METRIC.value
     directories = {key: root / name for key, name in runs.items()}
     try:
@@ -164,9 +203,17 @@ def main(argv: Sequence[str]) -> None:
     cost = comparison.costs(directories)
     paths = comparison.write(found, metric, folder.path, cost)
     paths += comparison.draw(found, metric, folder.path, baseline)
+    judged = _judge(folder.path, directories) if _FORMS.value else None
   print(comparison.table(found, metric, rounds, cost))
   if baseline is not None:
     print(f'The most frequent class alone: {baseline:.4f}')
+  if judged is not None:
+    print(
+      f'exported forms, {metric}:\n{comparison.as_text(forms.final(judged))}'
+    )
+    paths.append(forms.write(judged, folder.path))
+    drawn = forms.draw(judged, (_VARY.value or '').split('=')[0], folder.path)
+    paths += [drawn] if drawn else []
   print('\n'.join(map(str, paths)))
 
 

@@ -206,12 +206,12 @@ def table(
       delta=(DELTA, 'max'),
     )
     text.append(f'{_title(name, value)}, {metric} by round:')
-    text.append(_text(means.reset_index()))
+    text.append(as_text(means.reset_index()))
   text.append(f'{metric} at the end:')
   reached = final(found, metric)
   if cost is not None:
     reached = reached.merge(cost, on=['name', 'value'], how='left')
-  text.append(_text(reached))
+  text.append(as_text(reached))
   return '\n'.join(text)
 
 
@@ -219,7 +219,8 @@ def _title(name: str, value: str | None) -> str:
   return name if not isinstance(value, str) else f'{name} {value}'
 
 
-def _text(frame: pd.DataFrame) -> str:
+def as_text(frame: pd.DataFrame) -> str:
+  """A frame's rows; columns without any value are left out."""
   frame = frame.dropna(axis='columns', how='all')
   if DELTA in frame:
     deltas = ['-' if math.isnan(x) else f'{x:g}' for x in frame[DELTA]]
