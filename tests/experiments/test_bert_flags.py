@@ -33,10 +33,11 @@ def test_every_flag_file_parses_and_fits_together():
     *(EXPERIMENTS / f'{name}.flags' for name in ('bert', 'conll2003')),
     EXPERIMENTS / 'masked_language_model.flags',
     *sorted((EXPERIMENTS / 'fine_tuning').glob('*.flags')),
+    *sorted((EXPERIMENTS / 'quantization_bert').glob('*.flags')),
     *sorted((EXPERIMENTS / 'newsgroups_reduced').glob('*.flags')),
     *sorted((PAPERS / 'fednlp2022').glob('*.flags')),
   ]
-  assert len(files) == 13
+  assert len(files) == 15
   result = subprocess.run(
     [sys.executable, '-c', _PARSE, *map(str, files)],
     cwd=binary.ROOT,

@@ -83,6 +83,23 @@ def test_statistics_that_do_not_fit(arguments, message):
     aggregation(*arguments.split())
 
 
+def test_the_projects_own_files_parse():
+  files = sorted((binary.ROOT / 'experiments/quantization').glob('*.flags'))
+  found = {}
+  for path in files:
+    with binary.parsed('emnist', f'--flagfile={path}') as (module, rest):
+      assert rest == ['emnist']
+      module.GROUPS.algorithm.get(None)
+      found[path.stem] = flags.FLAGS.quantize, flags.FLAGS.model
+  assert found == {
+    'batch_norm_float': ('none', 'batch_norm_cnn'),
+    'batch_norm_qat': ('qat', 'batch_norm_cnn'),
+    'float': ('none', 'mcmahan_cnn'),
+    'qat': ('qat', 'mcmahan_cnn'),
+    'qat_ranges_stay': ('qat', 'mcmahan_cnn'),
+  }
+
+
 REFUSED = {
   f'{IMAGES} --weight_bits=4': '--weight_bits is not used without --quantize',
   f'{IMAGES} --statistics_aggregation=min_max': (
