@@ -244,7 +244,7 @@ class AlgorithmFlags:
       },
       model_aggregator=self._aggregator.get(name),
       attack=self._faults.attack() or self._privacy.attack(),
-      statistics_settings=self._statistics.get(self._aggregator.of_statistics),
+      statistics=self._statistics.get(self._aggregator.of_statistics),
     )
     return (
       algorithm,

@@ -23,8 +23,8 @@ from research.algorithms import (
   one_shot,
   scaffold,
   stateful,
-  statistics,
 )
+from research.algorithms import statistics as statistics_lib
 from research.tasks import task as task_lib
 
 ModelFn = Callable[[], tff.learning.models.VariableModel]
@@ -50,9 +50,11 @@ class Settings:
       ones, for an algorithm that `has_local_layers`.
     attack: How clients may change what they send, for which the algorithm must
       have `can_be_attacked`; None is not at all.
-    statistics_settings: How the variables are aggregated that a model measures,
-      for which the algorithm must have `aggregates_statistics`; None leaves
-      them as they were at first, as TFF does.
+    statistics: How variables are aggregated that a model measures, for which
+      the algorithm must have `aggregates_statistics`; None leaves them as they
+      were at first, as TFF does.
+    statistics_settings: The same if the task's model has any; `build_for` fills
+      it in.
   """
 
   client_optimizer: tff.learning.optimizers.Optimizer
@@ -69,9 +71,10 @@ class Settings:
     default_factory=dict
   )
   attack: attacks.Attack | None = None
-  statistics_settings: statistics.Settings | None = dataclasses.field(
-    default_factory=statistics.Settings
+  statistics: statistics_lib.Settings | None = dataclasses.field(
+    default_factory=statistics_lib.Settings
   )
+  statistics_settings: statistics_lib.Settings | None = None
 
 
 _BY_GRADIENTS = frozenset(
@@ -125,9 +128,8 @@ class Algorithm:
     Raises:
       local_training.UnsuitableError: If a setting does not fit.
     """
-    if not task.has_statistics:
-      settings = dataclasses.replace(settings, statistics_settings=None)
-    elif settings.statistics_settings and not self.aggregates_statistics:
+    wanted = settings.statistics if task.has_statistics else None
+    if wanted and not self.aggregates_statistics:
       able = [n for n, a in ALGORITHMS.items() if a.aggregates_statistics]
       raise local_training.UnsuitableError(
         'The model has variables that are measured, not trained (ranges of '
@@ -139,6 +141,7 @@ class Algorithm:
     settings = dataclasses.replace(
       settings,
       num_clients=len(filled),
+      statistics_settings=wanted,
       layers=task.layers() if self.has_local_layers else {},
     )
     return self.build(task.model_fn, settings)

@@ -48,11 +48,9 @@ def register(grouped_convolution: bool | None = None) -> None:
       that is being traced, client after client elsewhere.
   """
   pfor._pfor_converter_registry.update(
-    {
-      **_RULES,
-      **pfor_quantization_rules.RULES,
-      **pfor_conv_rules.build(grouped_convolution),
-    }
+    _RULES
+    | pfor_quantization_rules.RULES
+    | pfor_conv_rules.build(grouped_convolution)
   )
 
 

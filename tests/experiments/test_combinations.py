@@ -21,8 +21,8 @@ ROUNDS = (
   '--rounds_per_evaluation=2',
 )
 BINARIES = {
-  'emnist': ('--dataset=synthetic_digits', '--model=mcmahan_cnn'),
-  'linear_regression': ('--dataset=diabetes', '--clients_per_round=3'),
+  'emnist': ('--dataset=synthetic_digits', '--model=mcmahan_2nn'),
+  'linear_regression': ('--dataset=diabetes', '--nostandardise'),
   'bert': ('--dataset=synthetic_movie_reviews', '--partition_clients=12')
   + ('--max_length=16', '--fine_tuning=lora', '--lora_rank=2', '--dropout=0'),
 }

@@ -115,7 +115,7 @@ REFUSED = {
     '--float_layers=dense: the model has'
   ),
   '--dataset=synthetic_digits --task=clustering --algorithm=fed_kmeans '
-  '--quantize=qat': 'k_means',
+  '--quantize=qat': 'squared_distances (SquaredDistances) would train',
 }
 
 

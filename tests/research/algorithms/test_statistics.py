@@ -106,18 +106,14 @@ def test_ranges_that_were_measured_move_slowly(runtime):
 
 def test_the_widest_range_of_all(runtime):
   task = quantized_task()
-  process = build(
-    runtime, task, statistics_settings=statistics.Settings('min_max')
-  )
+  process = build(runtime, task, statistics=statistics.Settings('min_max'))
   found = ranges(process, one_round(runtime, task, process).state)
   np.testing.assert_allclose(found, [0, 4, -1, 8], rtol=0.02, atol=1e-6)
 
 
 def test_a_range_can_also_shrink(runtime):
   task = quantized_task(initial_range=100.0)
-  process = build(
-    runtime, task, statistics_settings=statistics.Settings('min_max')
-  )
+  process = build(runtime, task, statistics=statistics.Settings('min_max'))
   found = ranges(process, one_round(runtime, task, process).state)
   # The output's: 0.9 * -100 + 0.1 * -1, 0.9 * 100 + 0.1 * 8.
   np.testing.assert_allclose(found[2:], [-90.1, 90.8], rtol=0.005)
@@ -127,7 +123,7 @@ def test_a_range_can_also_shrink(runtime):
 def test_a_client_that_is_not_finite_has_no_part(runtime, rule):
   broken = {**CLIENTS, 'b': ([[1, 0, 0], [0, 0, np.inf]], [0, 1])}
   task = quantized_task(broken)
-  process = build(runtime, task, statistics_settings=statistics.Settings(rule))
+  process = build(runtime, task, statistics=statistics.Settings(rule))
   output = one_round(runtime, task, process)
   np.testing.assert_allclose(
     ranges(process, output.state), RANGES['a'], rtol=0.02
@@ -139,7 +135,7 @@ def test_a_client_that_is_not_finite_has_no_part(runtime, rule):
 def test_nothing_moves_if_all_are_rejected(runtime, rule):
   broken = {name: ([[np.nan, 0, 0]], [0]) for name in 'ab'}
   task = quantized_task(broken, initial_range=3.0)
-  process = build(runtime, task, statistics_settings=statistics.Settings(rule))
+  process = build(runtime, task, statistics=statistics.Settings(rule))
   state = process.initialize()
   before = ranges(process, state)
   assert ranges(process, one_round(runtime, task, process, state).state) == (
@@ -149,7 +145,7 @@ def test_nothing_moves_if_all_are_rejected(runtime, rule):
 
 def test_without_statistics_the_server_is_left_behind(runtime):
   task = quantized_task()
-  process = build(runtime, task, statistics_settings=None)
+  process = build(runtime, task, statistics=None)
   assert not any(ranges(process, one_round(runtime, task, process).state))
 
 
@@ -157,7 +153,7 @@ def test_trainable_weights_learn_as_without_statistics(runtime):
   """Only what is quantized differs: none of it here."""
   task = quantized_task()
   process = build(runtime, task, rate=0.05)
-  plain = build(runtime, task, rate=0.05, statistics_settings=None)
+  plain = build(runtime, task, rate=0.05, statistics=None)
   with_them, without = (
     p.get_model_weights(one_round(runtime, task, p).state).trainable[0]
     for p in (process, plain)
@@ -195,9 +191,7 @@ def private(scale, clip_norm=1.0, noise_multiplier=1e-6):
       )
     ),
     'client_weighting': tff.learning.ClientWeighting.UNIFORM,
-    'statistics_settings': statistics.Settings(
-      is_part_of_update=True, scale=scale
-    ),
+    'statistics': statistics.Settings(is_part_of_update=True, scale=scale),
   }
 
 
