@@ -48,7 +48,7 @@ def export_run(
     run.model,
     verify=lambda directory: parity.check(task, model, directory),
   )
-  _remove_unversioned(run.model.parent)
+  remove_unversioned(run.model.parent)
   if text_signatures.is_text(task):
     # Needs what is heavy to import, and only texts have.
     from research.export import encoder_files, text_card
@@ -78,7 +78,7 @@ def export_run(
   return exported.verification
 
 
-def _remove_unversioned(directory: pathlib.Path) -> None:
+def remove_unversioned(directory: pathlib.Path) -> None:
   """Removes the model of an older release, which had no version below it."""
   for name in _UNVERSIONED:
     (directory / name).unlink(missing_ok=True)

@@ -240,22 +240,27 @@ def _numbers(leaves: Sequence[Json], spec: tf.TensorSpec) -> np.ndarray:
     raise RequestError(
       f'{_show(found)} is not of the type of {spec.name}, {dtype.name}'
     )
-  try:
-    exact = np.array(leaves, np.float64 if dtype.is_floating else None)
-    if leaves and dtype.is_integer:
-      fits = dtype.min <= min(leaves) and max(leaves) <= dtype.max
-    else:
-      with np.errstate(over='ignore'):
-        array = exact.astype(dtype.as_numpy_dtype)
-      fits = (
-        not dtype.is_floating
-        or (np.isfinite(array) | ~np.isfinite(exact)).all()
-      )
-  except OverflowError:
-    fits = False
-  if not fits:
+  if dtype.is_floating:
+    array = _floats(leaves, dtype)
+  elif leaves and dtype.is_integer:
+    fits = dtype.min <= min(leaves) and max(leaves) <= dtype.max
+    array = np.array(leaves, dtype.as_numpy_dtype) if fits else None
+  else:
+    array = np.array(leaves, dtype.as_numpy_dtype)
+  if array is None:
     raise RequestError(f'a number of {spec.name} does not fit {dtype.name}')
-  return exact.astype(dtype.as_numpy_dtype)
+  return array
+
+
+def _floats(leaves: Sequence[Json], dtype: tf.DType) -> np.ndarray | None:
+  """None where a finite number becomes infinite."""
+  try:
+    exact = np.array(leaves, np.float64)
+  except OverflowError:
+    return None
+  with np.errstate(over='ignore'):
+    array = exact.astype(dtype.as_numpy_dtype)
+  return array if (np.isfinite(array) | ~np.isfinite(exact)).all() else None
 
 
 def _feature(name: str, values: Sequence[Json]) -> tf.train.Feature:
