@@ -9,13 +9,15 @@ from tests.research.export import conftest as export_conftest
 from tests.research.serving import conftest
 
 
-def convert(spec, serve, path):
+def convert(spec, serve, path, variables=()):
   """Writes a function of one input, with what comes of it by name."""
+  module = tf.Module()
+  module.weights = list(variables)
   function = tf.function(
     serve, input_signature=[spec], autograph=False
   ).get_concrete_function()
   converter = tf.lite.TFLiteConverter.from_concrete_functions(
-    [function], tf.Module()
+    [function], module
   )
   path.write_bytes(converter.convert())
   return tflite_form.TfliteForm(path)
@@ -31,7 +33,8 @@ def pixels_form(tmp_path_factory):
     return {'logits': logits, 'probabilities': tf.nn.softmax(logits)}
 
   spec = tf.TensorSpec([1, 8, 8, 1], tf.uint8, 'image')
-  return convert(spec, serve, tmp_path_factory.mktemp('form') / 'a.tflite')
+  path = tmp_path_factory.mktemp('form') / 'a.tflite'
+  return convert(spec, serve, path, model.variables)
 
 
 def test_it_gives_what_the_model_gives(pixels_form, pixels, images):
