@@ -7,34 +7,78 @@ import time
 from collections.abc import Callable
 
 import waitress
-from waitress import channel, task, wasyncore
+from waitress import channel, task, utilities, wasyncore
 
-# Bytes of a request that are read so that its sender gets an answer, in units
-# of the limit of the application.
-_READ = 4
 _MOST_CONNECTIONS = 100
 _MOST_HEADER_BYTES = 16 * 2**10
-# Seconds for a request that is slow to come, and for the last answers to go.
+# Seconds for a request that is slow to come, for the last answers to go, and
+# for the rest of a request that was refused.
 _IDLE_SECONDS = 30
 _GRACE_SECONDS = 10
+_LINGER_SECONDS = 5
 _POLL_SECONDS = 0.5
 
 
 class _JsonErrorTask(task.ErrorTask):
-  """Answers what is no request of HTTP, or far too large, in JSON."""
+  """Answers in JSON what is no request of HTTP, or is too large."""
 
   def execute(self):
-    error = self.request.error
-    body = json.dumps({'error': f'{error.reason}: {error.body}'}).encode()
+    error, limit = self.request.error, self.channel.adj.max_request_body_size
+    told = f'{error.reason}: {error.body}'
+    if isinstance(error, utilities.RequestEntityTooLarge):
+      told = f'the body is larger than {limit - 1} bytes'
+    body = json.dumps({'error': told}).encode()
     self.status = f'{error.code} {error.reason}'
     self.response_headers.append(('Content-Type', 'application/json'))
     self.set_close_on_finish()
+    self.channel.lingers = True
     self.content_length = len(body)
     self.write(body)
 
 
 class _Channel(channel.HTTPChannel):
+  """A connection whose sender gets the answer to a request that was refused.
+
+  Closed with bytes unread, a connection is reset, and what was sent before is
+  lost with it: here the rest of the request is read and thrown away.
+
+  Attributes:
+    lingers: Whether a request was refused before all of it was read.
+  """
+
   error_task_class = _JsonErrorTask
+  lingers = False
+  _end: float | None = None
+
+  def handle_close(self):
+    if not (self.lingers and self.connected) or self._end is not None:
+      super().handle_close()
+      return
+    self._end = time.monotonic() + _LINGER_SECONDS
+    self.will_close = False
+    try:
+      self.socket.shutdown(socket.SHUT_WR)
+    except OSError:
+      super().handle_close()
+
+  def readable(self):
+    if self._end is None:
+      return super().readable()
+    if time.monotonic() >= self._end:
+      self.handle_close()
+    return self.connected
+
+  def writable(self):
+    return self._end is None and super().writable()
+
+  def handle_read(self):
+    if self._end is None:
+      super().handle_read()
+      return
+    try:
+      self.recv(self.adj.recv_bytes)
+    except OSError:
+      self.handle_close()
 
 
 def serve(
@@ -51,8 +95,8 @@ def serve(
     application: A WSGI application, safe to call from several threads.
     host: The address to listen at.
     port: The port; 0 is any free one.
-    body_bytes: What the application takes at most. Larger bodies reach it, so
-      that it can say so, up to four times this size.
+    body_bytes: Size of a request's body at most; larger ones are refused with
+      the status 413 before they are read.
     threads: Requests that are worked on at a time.
     started: Called with the server's URL once it listens.
 
@@ -67,7 +111,7 @@ def serve(
     map=sockets,
     sockets=[listener],
     threads=threads,
-    max_request_body_size=_READ * body_bytes,
+    max_request_body_size=body_bytes + 1,
     max_request_header_size=_MOST_HEADER_BYTES,
     connection_limit=_MOST_CONNECTIONS,
     channel_timeout=_IDLE_SECONDS,
