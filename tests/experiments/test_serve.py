@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from research.export import saved_model
 from tests.experiments import binary, server
 from tests.research.export import conftest as export_conftest
 from tests.research.serving import conftest as serving_conftest
@@ -178,26 +177,38 @@ def test_a_signal_ends_it(run_dir, number):
       running.request('/v1/models/first')
 
 
-def slow_task():
-  """A model that counts for some seconds, without TensorFlow's threads."""
+def waiting_task(folder):
+  """A model that makes the file `begun` and waits for the file `go`."""
   task = export_conftest.make_task()
-  build = task.build_keras_model
 
-  def slow(image):
-    steps = tf.constant(20_000_000, tf.int64)
-    (done,) = tf.while_loop(
-      lambda i: i < steps, lambda i: [i + 1], [tf.constant(0, tf.int64)]
-    )
-    return tf.cast(image, tf.float32) / 255 + 0 * tf.cast(done, tf.float32)
+  def look(turn, _):
+    # A name that changes keeps the look in the loop.
+    other = tf.strings.join([str(folder), '/', tf.as_string(turn)])
+    found = tf.io.matching_files(tf.stack([str(folder / 'go'), other]))
+    return turn + 1, tf.size(found)
 
-  task.preprocess_features, task.build_keras_model = slow, build
+  def wait(image):
+    begun = tf.io.write_file(str(folder / 'begun'), '')
+    with tf.control_dependencies([begun]):
+      start = tf.constant(0), tf.constant(0)
+      _, found = tf.while_loop(lambda _, found: found < 1, look, start)
+    return tf.cast(image, tf.float32) / tf.cast(255 * found, tf.float32)
+
+  task.preprocess_features = wait
   return task
 
 
+def until(condition, seconds=60):
+  end = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < end
+    time.sleep(0.05)
+
+
 def test_a_request_in_work_is_answered_before_the_end(tmp_path):
-  task = slow_task()
-  saved_model.export(
-    task, task.build_keras_model(), tmp_path / 'slow' / 'model' / '1'
+  """And new ones are not taken any more."""
+  serving_conftest.export(
+    waiting_task(tmp_path), tmp_path / 'slow' / 'model' / '1'
   )
   with (
     server.running(tmp_path / 'slow') as running,
@@ -205,9 +216,19 @@ def test_a_request_in_work_is_answered_before_the_end(tmp_path):
   ):
     body = {'instances': images(1).tolist()}
     answer = pool.submit(running.request, '/v1/models/slow:predict', body)
-    time.sleep(1)
-    assert not answer.done()
+    until((tmp_path / 'begun').exists)
     running.process.terminate()
+
+    def refuses():
+      try:
+        running.request('/v1/models/slow')
+      except OSError:
+        return True
+      return False
+
+    until(refuses, 8)
+    assert not answer.done() and running.process.poll() is None
+    (tmp_path / 'go').touch()
     assert answer.result()[0] == 200
     assert running.process.wait(30) == 0
 
