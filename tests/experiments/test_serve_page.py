@@ -14,7 +14,7 @@ from tests.research.export import text_tasks
 from tests.research.serving import conftest as serving_conftest
 
 BROWSER, DRIVER = 'chromium', 'chromedriver'
-WAIT_SECONDS = 60
+WAIT_SECONDS = 20
 # A phone.
 WIDTH, HEIGHT = 390, 844
 SIDE = 28
@@ -62,7 +62,7 @@ def drawings(tmp_path_factory):
 
   def serve(image):
     logits = -model(tf.cast(image, tf.float32) / 255)
-    return {'probabilities': tf.nn.softmax(logits)}
+    return {'logits': logits, 'probabilities': tf.nn.softmax(logits)}
 
   spec = tf.TensorSpec([1, SIDE, SIDE, 1], tf.uint8, 'image')
   write_form(task, model, spec, serve, directory)
@@ -78,7 +78,8 @@ def texts(tmp_path_factory):
   model = text_tasks.trained(task)
 
   def serve(token_ids):
-    return {'probabilities': tf.nn.softmax(model(token_ids))}
+    logits = model(token_ids)
+    return {'logits': logits, 'probabilities': tf.nn.softmax(logits)}
 
   spec = tf.TensorSpec([1, task.max_length], tf.int32, 'token_ids')
   write_form(task, model, spec, serve, directory)
