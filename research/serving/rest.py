@@ -25,6 +25,8 @@ _METHODS = {
   'classify': 'tensorflow/serving/classify',
   'regress': 'tensorflow/serving/regress',
 }
+# How much larger an example may be than its JSON: -1 takes ten bytes.
+_GROWTH = 4
 _PAGE = {
   '/': ('index.html', 'text/html; charset=utf-8'),
   '/page.js': ('page.js', 'text/javascript; charset=utf-8'),
@@ -47,10 +49,12 @@ class Limits:
   Attributes:
     body_bytes: Size of its body.
     batch_size: Examples in it.
+    length: Values along a dimension that the model leaves free, as token ids.
   """
 
   body_bytes: int = 4 * 2**20
   batch_size: int = 128
+  length: int = 1024
 
 
 class Application:
@@ -189,10 +193,12 @@ class Application:
     if 'instances' in body:
       self._check_batch(body['instances'])
       inputs = json_tensors.from_instances(body['instances'], signature.inputs)
+      self._check_lengths(inputs, signature.inputs)
       return {'predictions': json_tensors.rows(signature.run(inputs))}
     inputs = json_tensors.from_inputs(body['inputs'], signature.inputs)
     for value in inputs.values():
       self._check_batch(value)
+    self._check_lengths(inputs, signature.inputs)
     return {'outputs': json_tensors.columns(signature.run(inputs))}
 
   def _examples(self, body) -> np.ndarray:
@@ -204,7 +210,14 @@ class Application:
     if not isinstance(context, dict):
       raise json_tensors.RequestError("'context' must be an object")
     self._check_batch(examples)
-    made = [json_tensors.to_example(example, context) for example in examples]
+    made, size = [], 0
+    for example in examples:
+      made.append(json_tensors.to_example(example, context))
+      size += len(made[-1])
+      if size > _GROWTH * self._limits.body_bytes:
+        raise json_tensors.RequestError(
+          "'context' is too large for so many examples"
+        )
     return np.array(made, object)
 
   def _ask_form(self, request, name: str):
@@ -226,6 +239,16 @@ class Application:
         f'{len(batch)} examples; a request must have 1 to '
         f'{self._limits.batch_size}'
       )
+
+  def _check_lengths(self, inputs, specs) -> None:
+    limit = self._limits.length
+    for name, value in inputs.items():
+      sizes = specs[name].shape.as_list()[1:]
+      for free, size in zip(sizes, value.shape[1:], strict=True):
+        if free is None and size > limit:
+          raise json_tensors.RequestError(
+            f'{name} has a length of {size}; {limit} is the most'
+          )
 
   def _find(self, name: str, version: str | None) -> int:
     """The number of the version that a path names."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import types
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tensorflow_serving.apis import (
   regression_pb2,
 )
 
-from research.serving import rest
+from research.serving import rest, servable
 from tests.research.serving import conftest
 
 PREDICT = '/v1/models/digits:predict'
@@ -263,6 +264,39 @@ def test_what_is_wrong_is_said_with_the_right_status(
   found, answer = ask_images.post(path, body)
   assert (found, list(answer)) == (status, ['error'])
   assert re.search(message, answer['error'])
+
+
+def test_what_would_grow_is_refused(ask_images):
+  """A context counts for each example."""
+  body = {'signature_name': 'classify'}
+  context = {'text': ['x' * 90_000]}
+  status, answer = ask_images.post(
+    CLASSIFY, {**body, 'context': context, 'examples': [{}] * 8}
+  )
+  assert status == 400 and "'context' is too large" in answer['error']
+
+
+def test_free_dimensions_are_bounded():
+  spec = tf.TensorSpec([None, None], tf.int32, 'ids')
+  sums = servable.Signature(
+    'serving_default',
+    'tensorflow/serving/predict',
+    {'ids': spec},
+    ('total',),
+    lambda ids: {'total': tf.reduce_sum(ids, axis=1)},
+  )
+  model = types.SimpleNamespace(signatures={sums.name: sums}, metadata={})
+  ask = conftest.Client(
+    rest.Application('sums', {1: model}, limits=rest.Limits(length=3))
+  )
+  path = '/v1/models/sums:predict'
+  assert ask.post(path, {'instances': [[1, 2, 3]]}) == (
+    200,
+    {'predictions': [6]},
+  )
+  for body in ({'instances': [[1] * 4]}, {'inputs': [[1] * 4]}):
+    status, answer = ask.post(path, body)
+    assert status == 400 and 'length of 4; 3 is' in answer['error']
 
 
 def test_a_failure_is_logged_and_not_told(ask_images, images, monkeypatch):
