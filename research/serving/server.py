@@ -1,6 +1,7 @@
 """Runs a WSGI application behind waitress until it is told to end."""
 
 import json
+import logging
 import signal
 import socket
 import time
@@ -103,6 +104,8 @@ def serve(
   Raises:
     OSError: If the address or the port can't be had.
   """
+  # It warns of each request that waits for a thread.
+  logging.getLogger('waitress.queue').setLevel(logging.ERROR)
   family = socket.AF_INET6 if ':' in host else socket.AF_INET
   listener = socket.create_server((host, port), family=family)
   sockets = {}
