@@ -6,6 +6,8 @@
 PYTHON ?=
 EXTRAS ?=
 
+RUN ?= runs/emnist-mnist-shards
+
 DATASET ?= mnist
 ifneq ($(filter mnist fashion_mnist cifar10,$(DATASET)),)
   PARTITION ?= shards
@@ -29,7 +31,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 python := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help emnist linear_regression emnist_dp dp_utility bert fine_tuning newsgroups test test-slow test-data lint format \
+.PHONY: help emnist linear_regression emnist_dp dp_utility bert fine_tuning newsgroups serve test test-slow test-data lint format \
   doctor lock lock-check env serving xla-cpu xla-tpu xla-gpu benchmark clean
 
 help: ## List the targets.
@@ -69,6 +71,9 @@ fine_tuning: env ## Full, frozen and LoRA: accuracy, bytes, seconds (SEEDS= ARGS
 newsgroups: env ## FedAvg, FedProx, FedOpt and one client with all data (SEEDS= ARGS=).
 	$(python) -m experiments.compare --binary=bert --seeds=$(SEEDS) \
 	  --flag_files=experiments/newsgroups_reduced --experiment_name=newsgroups $(ARGS)
+
+serve: env ## Serve a run over HTTP, with a page to try it on (RUN= ARGS=).
+	$(python) -m experiments.serve --run_dir=$(RUN) $(ARGS)
 
 test: env serving test-data ## Run the default tests (ARGS= for pytest).
 	@$(MAKE) --no-print-directory xla-cpu || \

@@ -31,7 +31,10 @@ setuptools.setup(
       for suffix in ('', '.*')
     ]
   ),
-  package_data={'experiments': ['*.flags', 'papers/**/*.flags']},
+  package_data={
+    'experiments': ['*.flags', 'papers/**/*.flags'],
+    'research.serving': ['page/*'],
+  },
   install_requires=_requirements('base'),
   extras_require={
     name: _requirements(name) for name in ('bert', 'dev', 'gpu', 'ray')

@@ -112,7 +112,7 @@ def test_the_commands_on_texts_run(tmp_path):
     result = shell(command, tmp_path, 300)
     assert result.returncode == 0, (command, result.stderr)
   assert (tmp_path / 'runs/texts/report.json').is_file()
-  assert (tmp_path / 'runs/texts/model/saved_model.pb').is_file()
+  assert (tmp_path / 'runs/texts/model/1/saved_model.pb').is_file()
 
 
 def test_the_training_commands_run_in_order(tmp_path):
@@ -195,4 +195,4 @@ def test_the_make_commands_run(command, tmp_path):
     assert table['mean'].min() > 0.85
     assert 0 < table['epsilon'].min() <= 8
     run = run / 'runs' / 'dp_fed_avg_seed0'
-  assert (run / 'model' / 'saved_model.pb').is_file()
+  assert (run / 'model' / '1' / 'saved_model.pb').is_file()

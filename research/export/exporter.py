@@ -1,6 +1,8 @@
 """From a trained model to what a run directory offers: SavedModel and card."""
 
 import json
+import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +13,9 @@ from research.export import model_card, parity, saved_model, text_signatures
 from research.tasks import task as task_lib
 from research.training import metrics as metrics_lib
 from research.training import run_directory
+
+_UNVERSIONED = ('saved_model.pb', 'fingerprint.pb')
+_UNVERSIONED_FOLDERS = ('variables', 'assets', 'token_ids')
 
 
 def export_run(
@@ -43,6 +48,7 @@ def export_run(
     run.model,
     verify=lambda directory: parity.check(task, model, directory),
   )
+  remove_unversioned(run.model.parent)
   if text_signatures.is_text(task):
     # Needs what is heavy to import, and only texts have.
     from research.export import encoder_files, text_card
@@ -67,8 +73,17 @@ def export_run(
     if run.audit_json.exists():
       card['privacy']['audit'] = json.loads(run.audit_json.read_text())
   card['signatures'] = exported.signatures
+  card['model'] = run.model.relative_to(run.path).as_posix()
   model_card.write(run.path, card)
   return exported.verification
+
+
+def remove_unversioned(directory: pathlib.Path) -> None:
+  """Removes the model of an older release, which had no version below it."""
+  for name in _UNVERSIONED:
+    (directory / name).unlink(missing_ok=True)
+  for name in _UNVERSIONED_FOLDERS:
+    shutil.rmtree(directory / name, ignore_errors=True)
 
 
 def _without_seed(card: dict[str, Any]) -> dict[str, Any]:

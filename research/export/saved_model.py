@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from research.export import text_signatures
+from research.export import serving_signatures, text_signatures
 from research.tasks import task as task_lib
 from research.training import atomic, fault_injection
 
@@ -61,7 +61,8 @@ def export(
   and `probabilities` (float32 [batch, classes]) and `class` (int64 [batch]); of
   reconstruction, `reconstruction`; of regression, `prediction` [batch,
   targets]; of clustering, `squared_distances` (float32 [batch, clusters]) and
-  `cluster` (int64 [batch], the nearest). Texts: see `text_signatures`.
+  `cluster` (int64 [batch], the nearest). Texts: see `text_signatures`; what
+  TensorFlow Serving takes besides: `serving_signatures`.
 
   Args:
     task: The task; its `preprocess_features` becomes part of the graph.
@@ -91,6 +92,7 @@ def export(
     }
     _check_outputs(task, signatures[SERVING])
     module.weights = list(keras_model.variables)
+  signatures |= serving_signatures.trace(task, signatures)
   directory.parent.mkdir(parents=True, exist_ok=True)
   temporary = atomic.temporary_path(directory)
   shutil.rmtree(temporary, ignore_errors=True)
@@ -98,6 +100,7 @@ def export(
     tf.saved_model.save(module, os.fspath(temporary), signatures=signatures)
     if has_texts:
       text_signatures.save_without_text(module, signatures, temporary)
+    serving_signatures.finish(temporary, signatures)
     sync_tree(temporary)
     fault_injection.reached('export')
     verification = verify(temporary) if verify else None

@@ -122,8 +122,8 @@ class RunDirectory:
 
   @property
   def model(self) -> pathlib.Path:
-    """The exported SavedModel."""
-    return self.path / 'model'
+    """The exported SavedModel: version 1 in the layout of model servers."""
+    return self.path / 'model' / '1'
 
   @property
   def model_card_md(self) -> pathlib.Path:

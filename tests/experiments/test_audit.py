@@ -118,7 +118,7 @@ def test_a_run_without_noise_ends_loudly(tmp_path, monkeypatch, capsys):
   card = (tmp_path / 'emnist' / 'model_card.md').read_text()
   privacy = card.partition('## Privacy')[2].strip()
   assert privacy.startswith('**THE AUDIT CONTRADICTS THE GUARANTEE')
-  assert (tmp_path / 'emnist' / 'model' / 'saved_model.pb').is_file()
+  assert (tmp_path / 'emnist' / 'model' / '1' / 'saved_model.pb').is_file()
 
 
 def test_a_violation_has_an_exit_code_of_its_own(capsys):

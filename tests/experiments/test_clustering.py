@@ -47,7 +47,7 @@ def test_a_run_leaves_everything_that_it_promises(killed):
   # Ten clusters of 64 features: counts and sums up, centroids down.
   assert rows[-1]['upload_bits_per_client'] == 32 * 10 * (1 + 64)
   assert rows[-1]['download_bits_per_client'] == 32 * 10 * 64
-  serve = tf.saved_model.load(str(killed / 'model')).signatures
+  serve = tf.saved_model.load(str(killed / 'model/1')).signatures
   image = np.zeros([3, 8, 8, 1], np.uint8)
   assert serve['serving_default'](image=image)['cluster'].shape == (3,)
 

@@ -18,7 +18,7 @@ ARTEFACTS = (
   'timing.csv',
   'model_card.json',
   'model_card.md',
-  'model/saved_model.pb',
+  'model/1/saved_model.pb',
   'plots/accuracy.png',
   'plots/loss.png',
   'plots/examples_per_client.png',
@@ -49,7 +49,7 @@ def test_a_run_leaves_everything_that_it_promises(finished):
     assert (root / 'first' / name).is_file(), name
   assert list((root / 'first' / 'tensorboard').glob('events.*'))
   assert 'test_accuracy' in result.stdout
-  assert str(root / 'first' / 'model') in result.stdout
+  assert str(root / 'first' / 'model' / '1') in result.stdout
   assert 'synthetic_digits: ' in result.stdout.splitlines()[0]
   lines = [line for line in result.stderr.splitlines() if line]
   assert [line.split()[:2] for line in lines] == [

@@ -55,7 +55,7 @@ def test_a_run_killed_again_and_again_equals_a_whole_one(whole, tmp_path):
   assert resumed.returncode == 0, resumed.stderr
   assert 'has all of its 4 rounds' in resumed.stdout
   assert contents(tmp_path / 'emnist') == contents(whole)
-  assert (tmp_path / 'emnist' / 'model' / 'saved_model.pb').is_file()
+  assert (tmp_path / 'emnist' / 'model' / '1' / 'saved_model.pb').is_file()
   leftovers = [p for p in (tmp_path / 'emnist').rglob('*') if '.tmp-' in p.name]
   assert not leftovers
 

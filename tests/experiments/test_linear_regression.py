@@ -26,7 +26,7 @@ ARTEFACTS = (
   'coefficients.csv',
   'clients.csv',
   'model_card.md',
-  'model/saved_model.pb',
+  'model/1/saved_model.pb',
   'plots/loss.png',
   'plots/examples_per_client.png',
   'plots/coefficients.png',
@@ -77,7 +77,9 @@ def test_config_and_model_have_the_standardisation(finished, tmp_path):
   table = pd.read_csv(path / 'coefficients.csv')
   x = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
   *kernel, bias = table['coefficient_in_units']
-  serve = tf.saved_model.load(str(path / 'model')).signatures['serving_default']
+  serve = tf.saved_model.load(str(path / 'model/1')).signatures[
+    'serving_default'
+  ]
   found = serve(features=tf.constant(x))['prediction'].numpy()[:, 0]
   np.testing.assert_allclose(found, x @ np.array(kernel) + bias, rtol=1e-4)
   # Evaluated on data with other means the run keeps its own standardisation.

@@ -164,7 +164,7 @@ def test_a_run_ends_before_its_budget_does(whole, tmp_path):
   assert 'ends after round 3' in result.stdout
   assert [row['epsilon'] for row in rows(tmp_path)] == spent[:3]
   assert rows(tmp_path)[-1]['test_accuracy'] is not None
-  assert (tmp_path / 'emnist' / 'model' / 'saved_model.pb').is_file()
+  assert (tmp_path / 'emnist' / 'model' / '1' / 'saved_model.pb').is_file()
   again = run(tmp_path, budget, '--total_rounds=50')
   assert again.returncode == 0, again.stderr
   assert len(rows(tmp_path)) == 3

@@ -280,7 +280,7 @@ def test_a_seed_ends_once_it_has_reached_the_target(tmp_path):
     sizes.append((run_dir / 'metrics.csv').stat().st_size)
   # The second call trained no more, and the run has its model.
   assert sizes[0] == sizes[1] < 1_000_000
-  assert (run_dir / 'model' / 'saved_model.pb').is_file()
+  assert (run_dir / 'model' / '1' / 'saved_model.pb').is_file()
   (row,) = pd.read_csv(tmp_path / 'ledger').to_dict('records')
   assert 0 < float(row['by_seed']) < 1000
 

@@ -52,6 +52,13 @@ def test_signatures_are_described(exported, tmp_path):
       'inputs': {'image': {**image, 'dtype': 'float32'}},
       'outputs': outputs,
     },
+    'classify': {
+      'inputs': {'inputs': {'dtype': 'string', 'shape': [None]}},
+      'outputs': {
+        'classes': {'dtype': 'string', 'shape': [None, 10]},
+        'scores': {'dtype': 'float32', 'shape': [None, 10]},
+      },
+    },
   }
   assert exported.directory == tmp_path / 'model'
   assert names(tmp_path) == ['model']

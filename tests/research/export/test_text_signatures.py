@@ -82,6 +82,17 @@ def test_classification(exported):
       'inputs': text,
       'outputs': {'embedding': {'dtype': 'float32', 'shape': [None, 32]}},
     },
+    'tokenise': {
+      'inputs': text,
+      'outputs': {'token_ids': {'dtype': 'int32', 'shape': [None, None]}},
+    },
+    'classify': {
+      'inputs': {'inputs': {'dtype': 'string', 'shape': [None]}},
+      'outputs': {
+        'classes': {'dtype': 'string', 'shape': [None, 2]},
+        'scores': {'dtype': 'float32', 'shape': [None, 2]},
+      },
+    },
   }
 
 
@@ -225,15 +236,18 @@ def test_parity(this_process, no_openvino, tmp_path, name, tuning):
 
 
 def test_parity_in_a_fresh_process_and_openvino(exported, monkeypatch):
-  """Every signature and output is compared, in both batch sizes."""
+  """Every output is compared, in both batch sizes.
+
+  But for those of signatures that are made of others.
+  """
   task, model, made = exported['sequence_classification']
   report = parity.check(task, model, made.directory)
   outputs = report['tensorflow']['outputs']
   assert report['batches'] == [1, 8]
   assert set(outputs) == {
     f'{signature}/{batch}/{output}'
-    for signature, described in made.signatures.items()
-    for output in described['outputs']
+    for signature in text_signatures.input_names(task)
+    for output in made.signatures[signature]['outputs']
     for batch in (1, 8)
   }
   assert 0 < report['tensorflow']['max_difference'] <= 1e-5

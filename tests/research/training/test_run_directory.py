@@ -99,7 +99,7 @@ def test_layout(tmp_path):
     'run/tensorboard',
     'run/checkpoints',
     'run/plots',
-    'run/model',
+    'run/model/1',
     'run/model_card.md',
     'run/model_card.json',
   ]

@@ -1,0 +1,1 @@
+"""Serves a SavedModel; imports nothing of what trains one."""
