@@ -34,6 +34,6 @@ setuptools.setup(
   package_data={'experiments': ['*.flags', 'papers/**/*.flags']},
   install_requires=_requirements('base'),
   extras_require={
-    name: _requirements(name) for name in ('bert', 'dev', 'gpu', 'ray')
+    name: _requirements(name) for name in ('bert', 'dev', 'gpu', 'onnx', 'ray')
   },
 )
