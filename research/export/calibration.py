@@ -18,6 +18,7 @@ from research.tasks import task as task_lib
 from research.training import atomic
 
 NUM_EXAMPLES = 200
+# Of one client at most, but where there are few.
 _PER_CLIENT = 20
 
 
@@ -66,12 +67,13 @@ def choose(
 
 def _of_clients(task: task_lib.Task, seed: int) -> Calibration:
   split, rng = task.data.train, np.random.default_rng([seed, NUM_EXAMPLES])
+  each = max(_PER_CLIENT, -(-NUM_EXAMPLES // len(split.client_ids)))
   parts, count = [], 0
   for position in rng.permutation(len(split.client_ids)):
     if count == NUM_EXAMPLES:
       break
     data = split.client(split.client_ids[position])
-    size = min(len(data['y']), _PER_CLIENT, NUM_EXAMPLES - count)
+    size = min(len(data['y']), each, NUM_EXAMPLES - count)
     rows = rng.permutation(len(data['y']))[:size]
     if size:
       given = {key: array[rows] for key, array in data.items()}
