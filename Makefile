@@ -104,10 +104,10 @@ lock: env ## Compile requirements/*.in (ARGS=--upgrade for new releases).
 lock-check: env ## Prove that requirements/*.in and *.txt are in step.
 	requirements/lock.sh --check
 
-env: ## Make .venv (PYTHON= EXTRAS=ray, gpu).
+env: ## Make .venv (PYTHON= EXTRAS=ray, gpu, onnx).
 	@PYTHON=$(PYTHON) requirements/set_up.sh .venv dev bert $(EXTRAS)
 
-serving: ## Make .venv-serving, which proves exports without TensorFlow.
+serving: ## Make .venv-serving, which runs exported models without TensorFlow.
 	@PYTHON=$(PYTHON) requirements/set_up.sh .venv-serving serving
 
 xla-cpu: ## Make .venv-xla-cpu, which runs exported programs in a current jax.

@@ -37,6 +37,6 @@ setuptools.setup(
   },
   install_requires=_requirements('base'),
   extras_require={
-    name: _requirements(name) for name in ('bert', 'dev', 'gpu', 'ray')
+    name: _requirements(name) for name in ('bert', 'dev', 'gpu', 'onnx', 'ray')
   },
 )

@@ -51,7 +51,7 @@ compile bootstrap
 compile base
 # What a further file shares with base.txt has the same version in both, so
 # that they can be installed together.
-for name in dev bert ray gpu; do
+for name in dev bert onnx ray gpu; do
   compile "$name" --constraint requirements/base.txt
 done
 compile serving

@@ -2,7 +2,7 @@
 # Makes a project-local environment from the locks, or finds it up to date.
 # The Makefile calls it; by hand:
 #
-#   requirements/set_up.sh .venv dev [bert] [ray] [gpu]
+#   requirements/set_up.sh .venv dev [bert] [onnx] [ray] [gpu]
 #   requirements/set_up.sh .venv-serving serving
 #   requirements/set_up.sh .venv-xla-tpu xla_tpu
 #

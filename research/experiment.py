@@ -11,13 +11,14 @@ from absl import flags, logging
 
 from research import (
   flag_values,
+  initial_model,
   provenance,
   runtime_flags,
   statistics_flags,
 )
 from research import flags as flags_lib
 from research.algorithms import local_training, registry, stateful
-from research.export import exporter, parity
+from research.export import exporter, parity, saved_model
 from research.privacy import audit_report
 from research.runtime import planner
 from research.runtime import registry as runtimes
@@ -136,7 +137,8 @@ class Experiment:
     with interrupts.exit_tidily(advice), lock, runtime:
       try:
         algorithm = groups.algorithm.get(runtime.loop_implementation)
-        task = groups.runtime.apply(build_task())
+        task = initial_model.apply(build_task(), flags.FLAGS.initial_model)
+        task = groups.runtime.apply(task)
         sampler = groups.training.sampler(task.data.train.client_ids)
         privacy = groups.algorithm.privacy(task, sampler, run)
         if privacy:
@@ -221,7 +223,17 @@ class Experiment:
         _timing_csv(self.run.timing_csv),
         trackers,
         stack.enter_context(progress_lib.Progress(total, done)),
+        self._export_round if self._output.export_every else None,
       )
+
+  def _export_round(self, round_num: int, state: Any) -> None:
+    """Exports the SavedModel of a round if it is due (`--export_every`)."""
+    if round_num % self._output.export_every == 0:
+      model = self.loop.evaluator.model
+      self.loop.evaluator.set_weights(
+        self.loop.process.get_model_weights(state)
+      )
+      saved_model.export(self.task, model, self.run.export_of(round_num))
 
   def plot(self, state: Any) -> None:
     """Draws learning curves, the clients' data, and centroids of images."""

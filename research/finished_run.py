@@ -9,7 +9,7 @@ from absl import flags
 
 from datasets import federated_data
 from datasets import load as load_data
-from research import flag_values
+from research import flag_values, initial_model
 from research.tasks import task as task_lib
 from research.training import checkpoint, evaluation, run_directory
 
@@ -59,6 +59,8 @@ def load(directory: run_directory.RunDirectory) -> FinishedRun:
     raise FileNotFoundError(f'{directory.checkpoints} has no checkpoint.')
   try:
     task = importlib.import_module(config['binary']).build_task()
+    if task.has_frozen_weights:
+      task = initial_model.apply(task, flags.FLAGS.initial_model)
     evaluator = evaluation.Evaluator(task)
     evaluator.set_leaves(saved.leaves)
   except ValueError as error:
@@ -70,14 +72,18 @@ def load(directory: run_directory.RunDirectory) -> FinishedRun:
 
 def _check_same_start(config: dict[str, Any], task: task_lib.Task) -> None:
   """Raises if what was frozen, or the vocabulary, is not that of the run."""
+  # What a checkpoint has whole does not depend on its start.
+  if not task.has_frozen_weights:
+    return
   expected = config.get('initial_weights_sha256', '')
   found = task.initial_weights_sha256
   if expected and found != expected:
     raise flags.IllegalFlagValueError(
       'The encoder is not the one that the run started from: the SHA-256 of '
       f'its weights and vocabulary is {found}, that of the run {expected}. '
-      'Restore the files that --checkpoint_dir or --vocabulary_file name, and '
-      "leave the run's flags of the model as they are."
+      'Restore the files that --checkpoint_dir, --vocabulary_file or '
+      "--initial_model name, and leave the run's flags of the model as they "
+      'are.'
     )
 
 

@@ -299,6 +299,10 @@ class TrainingFlags:
       'validation loss; needs --validation_examples.'
     )
     define('integer', 'early_stopping_evaluations', None, text, lower_bound=1)
+    text = (
+      'Run directory or exported SavedModel with the weights to start from.'
+    )
+    define('string', 'initial_model', None, text)
     text = 'Model init, partition, client sampling, shuffling and dropout.'
     define('integer', 'seed', 0, text, lower_bound=0)
     enum(
@@ -334,6 +338,7 @@ class OutputConfig:
   root_output_dir: str
   experiment_name: str
   trackers: list[str]
+  export_every: int | None
   export: bool
   dry_run: bool
 
@@ -350,6 +355,10 @@ class OutputFlags:
       define('string', name, default, text, free=True)
     text = 'Where curves go: tensorboard, wandb, mlflow (comma-separated).'
     define('list', 'trackers', ['tensorboard'], text, free=True)
+    text = (
+      'Rounds between further exports into exports/round_...; none by default.'
+    )
+    define('integer', 'export_every', None, text, lower_bound=1, free=True)
     for name, default, text in (
       ('export', True, 'Export a SavedModel at the end.'),
       ('dry_run', False, 'Print estimated time, memory and data, and stop.'),

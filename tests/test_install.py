@@ -16,7 +16,7 @@ _ROOT = pathlib.Path(__file__).parents[1]
 _REQUIREMENTS = _ROOT / 'requirements'
 _INPUTS = sorted(path.stem for path in _REQUIREMENTS.glob('*.in'))
 _PIN = re.compile(r'^([a-z0-9.-]+)==(\S+)')
-_EXTRAS = ('bert', 'dev', 'gpu', 'ray')
+_EXTRAS = ('bert', 'dev', 'gpu', 'onnx', 'ray')
 
 # Stands in for an interpreter and, copied into the environment, for the
 # environment's interpreter and uv; logs what it is asked.

@@ -9,7 +9,13 @@ from typing import Any
 import tensorflow as tf
 
 from research.algorithms import partly_local, registry
-from research.export import model_card, parity, saved_model, text_signatures
+from research.export import (
+  form_exporter,
+  model_card,
+  parity,
+  saved_model,
+  text_signatures,
+)
 from research.tasks import task as task_lib
 from research.training import metrics as metrics_lib
 from research.training import run_directory
@@ -24,8 +30,11 @@ def export_run(
   model: tf.keras.Model,
   config: Mapping[str, Any],
   round_num: int,
+  request: form_exporter.Request | None = None,
 ) -> dict[str, Any]:
   """Exports a model, checks it, and writes the model card.
+
+  Reports on other forms stay in the card as long as they are of these weights.
 
   Args:
     run: The run; its `model` directory and model card are replaced, and its
@@ -34,9 +43,11 @@ def export_run(
     model: The task's Keras model with the trained weights.
     config: The run's config.json.
     round_num: The round that the weights are of.
+    request: What other forms are made, too.
 
   Returns:
-    The parity report.
+    The parity report of the SavedModel. Forms that fail do not raise: see
+    `form_exporter.read`.
 
   Raises:
     parity.ParityError: If the exported model differs from the trained one;
@@ -74,6 +85,10 @@ def export_run(
       card['privacy']['audit'] = json.loads(run.audit_json.read_text())
   card['signatures'] = exported.signatures
   card['model'] = run.model.relative_to(run.path).as_posix()
+  if request:
+    form_exporter.export(run, task, model, request)
+  if forms := form_exporter.read(run, model):
+    card['forms'] = forms
   model_card.write(run.path, card)
   return exported.verification
 

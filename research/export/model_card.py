@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from research.export import parity
+from research.export import forms_table, parity
 from research.privacy import guarantee
 from research.training import atomic
 
@@ -39,6 +39,7 @@ def write(directory: atomic.Path, info: Mapping[str, Any]) -> None:
       metrics: The last measurements.
       versions: Of the software.
       parity: The report of `parity.check`.
+      forms (optional): The reports of `form_exporter.export`.
       signatures (optional): As in `saved_model.Exported`.
       model (optional): The SavedModel's path from `directory`; 'model' if
         absent.
@@ -80,7 +81,7 @@ def _plain(value: Any) -> Any:
 
 
 def _markdown(card: Mapping[str, Any]) -> str:
-  shown = {'name', 'model', 'signatures', 'privacy', *_REQUIRED}
+  shown = {'name', 'model', 'signatures', 'privacy', 'forms', *_REQUIRED}
   overview = {
     'task': card['task'],
     **{key: value for key, value in card.items() if key not in shown},
@@ -98,6 +99,7 @@ def _markdown(card: Mapping[str, Any]) -> str:
     *_use(card),
     _signatures(card['signatures']),
     f'P{parity.summary(card["parity"])[1:]}.',
+    *_forms(card.get('forms', {})),
     '## Flags',
     _table(('flag', 'value'), _flags(card['flags'])),
     '## Versions',
@@ -161,6 +163,18 @@ def _use_of_texts(model: str, name: str) -> list[str]:
     f'`{model}/token_ids/` is the same model on token ids (`serve_token_ids`) '
     'for runtimes without operations on texts: it needs TensorFlow alone (or '
     'OpenVINO).',
+  ]
+
+
+def _forms(reports: Mapping[str, Any]) -> list[str]:
+  if not reports:
+    return []
+  header, rows = forms_table.table(reports)
+  return [
+    '## Forms',
+    *forms_table.explanations(reports),
+    _table(header, rows),
+    *forms_table.notes(reports),
   ]
 
 

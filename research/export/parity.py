@@ -121,7 +121,7 @@ def check(
     default = f'{text_signatures.SERVE_TOKEN_IDS}/'
     below = os.path.join(directory, text_signatures.WITHOUT_TEXT)
   report['openvino'] = _check_runtime(
-    'openvino_process.py',
+    'form_process.py',
     python,
     below,
     {k: v for k, v in inputs.items() if k.startswith(default)},
@@ -192,8 +192,45 @@ def _check_runtime(
   tolerance: float,
   choices: Mapping[str, text_parity.Choice] = types.MappingProxyType({}),
 ) -> dict[str, Any]:
-  actual = _run(script, python, directory, inputs)
+  actual = run_script(script, python, directory, inputs)
   runtime = str(actual.pop('runtime'))
+  absolute, relative = compare(runtime, expected, actual, choices)
+  worst = max(relative, key=relative.get)
+  if not relative[worst] <= tolerance:
+    raise ParityError(
+      f'the exported model in {directory} differs from the trained one: '
+      f'{worst} in {runtime} is off by {relative[worst]:.3g}, beyond '
+      f'{tolerance:.0e}'
+    )
+  return {
+    'runtime': runtime,
+    'tolerance': tolerance,
+    'max_abs_difference': absolute,
+    'max_difference': relative[worst],
+    'outputs': relative,
+  }
+
+
+def compare(
+  runtime: str,
+  expected: Arrays,
+  actual: Arrays,
+  choices: Mapping[str, text_parity.Choice] = types.MappingProxyType({}),
+) -> tuple[float, dict[str, float]]:
+  """Measures how far outputs are from those of the trained model; see `check`.
+
+  Args:
+    runtime: Name of what gave them.
+    expected: Outputs of the trained model, keyed `<name>/<batch>/<output>`.
+    actual: Of these keys at least.
+    choices: How texts among them were chosen.
+
+  Returns:
+    The largest absolute difference, and the relative one of each output.
+
+  Raises:
+    ParityError: If an output lacks or is of another shape or dtype.
+  """
   if missing := sorted(set(expected) - set(actual)):
     raise ParityError(
       f'{runtime} gives no {", ".join(missing)}; it gives '
@@ -209,20 +246,7 @@ def _check_runtime(
       difference, scale = _difference(key, value, actual[key], expected)
     absolute = max(absolute, difference)
     relative[key] = difference / scale
-  worst = max(relative, key=relative.get)
-  if not relative[worst] <= tolerance:
-    raise ParityError(
-      f'the exported model in {directory} differs from the trained one: '
-      f'{worst} in {runtime} is off by {relative[worst]:.3g}, beyond '
-      f'{tolerance:.0e}'
-    )
-  return {
-    'runtime': runtime,
-    'tolerance': tolerance,
-    'max_abs_difference': absolute,
-    'max_difference': relative[worst],
-    'outputs': relative,
-  }
+  return absolute, relative
 
 
 def _difference(
@@ -269,10 +293,28 @@ def _text_difference(
   return worst, max(1.0, scale)
 
 
-def _run(
-  script: str, python: pathlib.Path, directory: atomic.Path, inputs: Arrays
+def run_script(
+  script: str,
+  python: pathlib.Path,
+  model: atomic.Path,
+  inputs: Arrays,
+  timeout_seconds: float = _TIMEOUT_SECONDS,
 ) -> dict[str, np.ndarray]:
-  """Runs one of the scripts beside this file; gives the arrays it writes."""
+  """Runs one of the scripts beside this file in a process of its own.
+
+  Args:
+    script: Its name.
+    python: The interpreter.
+    model: What it is to run.
+    inputs: The arrays that it gets.
+    timeout_seconds: How long it may take.
+
+  Returns:
+    The arrays that it writes.
+
+  Raises:
+    ParityError: If it fails or takes longer.
+  """
   environment = {
     **os.environ,
     'CUDA_VISIBLE_DEVICES': '-1',
@@ -282,7 +324,7 @@ def _run(
   with tempfile.TemporaryDirectory() as folder:
     given, results = (os.path.join(folder, n) for n in ('in.npz', 'out.npz'))
     np.savez(given, **inputs)
-    command = [python, _SCRIPTS / script, directory, given, results]
+    command = [python, _SCRIPTS / script, model, given, results]
     try:
       subprocess.run(
         [os.fspath(part) for part in command],
@@ -291,16 +333,16 @@ def _run(
         text=True,
         env=environment,
         cwd=folder,
-        timeout=_TIMEOUT_SECONDS,
+        timeout=timeout_seconds,
       )
     except subprocess.CalledProcessError as error:
       raise ParityError(
-        f'{script} could not run {directory} with {python}: '
+        f'{script} could not run {model} with {python}: '
         f'{error.stderr.strip()[-2000:]}'
       ) from error
     except subprocess.TimeoutExpired as error:
       raise ParityError(
-        f'{script} did not end within {_TIMEOUT_SECONDS} s'
+        f'{script} did not end within {timeout_seconds:g} s'
       ) from error
     with np.load(results) as outputs:
       return {name: outputs[name] for name in outputs.files}

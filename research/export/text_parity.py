@@ -87,7 +87,7 @@ def expected(
       ids = tf.constant(value)
       outputs = text_signatures.of_token_ids(task, keras_model, ids)
     elif signature == text_signatures.EMBED:
-      ids = tf.constant(_encode(task, value.tolist(), reads_masks=False))
+      ids = tf.constant(encode(task, value.tolist(), reads_masks=False))
       outputs = text_signatures.embed(keras_model, ids)
     else:
       outputs, choice = _of_text(task, keras_model, value.tolist())
@@ -133,7 +133,7 @@ def _of_text(
     ids, words, first = _encode_words(task, texts)
   else:
     reads_masks = task.kind == 'masked_language_modelling'
-    ids = tf.constant(_encode(task, texts, reads_masks))
+    ids = tf.constant(encode(task, texts, reads_masks))
   outputs = text_signatures.of_text(task, keras_model, ids, words, first)
   scores = text_signatures.of_token_ids(task, keras_model, ids)['logits']
   if task.kind == 'tagging':
@@ -143,10 +143,19 @@ def _of_text(
   return outputs, Choice(names, scores.numpy())
 
 
-def _encode(
+def encode(
   task: task_lib.Task, texts: list[str], reads_masks: bool
 ) -> np.ndarray:
-  """Ids as in training, as long as the longest text's."""
+  """Cuts texts into ids as training does.
+
+  Args:
+    task: A text task.
+    texts: Any.
+    reads_masks: Whether [MASK] in a text is that token.
+
+  Returns:
+    int32 [texts, the length of the longest].
+  """
   pieces, rows = task.pieces, []
   for text in texts:
     parts = pieces.pieces(text.split(_MASK) if reads_masks else [text])

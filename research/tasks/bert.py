@@ -9,7 +9,14 @@ import numpy as np
 import tensorflow as tf
 
 from datasets import federated_data, word_pieces
-from models import bert, lora, masking, quantization, token_labels
+from models import (
+  bert,
+  lora,
+  masking,
+  quantization,
+  token_labels,
+  weight_store,
+)
 from research.tasks import task as task_lib
 
 
@@ -96,7 +103,10 @@ class TextTask(task_lib.Task):
     return lora.merge(copy)
 
   def build_client_keras_model(self) -> tf.keras.Model:
-    return _build_model(self, self.compute_format)
+    if not self.initial_files:
+      return _build_model(self, self.compute_format)
+    with weight_store.initial_values(self.initial_files):
+      return _build_model(self, self.compute_format)
 
   def quantized(self, settings: quantization.Settings) -> 'TextTask':
     if self.compute_format != 'float32':

@@ -3,13 +3,14 @@
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 import tensorflow_federated as tff
 
 from datasets import federated_data
-from models import mixed_precision
+from models import mixed_precision, weight_store
 from models import quantization as quantization_lib
 from research.tasks import frozen_model
 
@@ -46,6 +47,7 @@ class Task:
     has_frozen_weights: Whether the variables that the Keras model doesn't train
       are constants of every process: neither sent nor kept in checkpoints.
     initial_weights_sha256: Hash of pre-trained weights; empty without any.
+    initial_files: See `starting_from`.
     evaluation_batch_size: Examples that are evaluated at once.
     quantization: How the model is quantized in training; None is not at all.
   """
@@ -66,6 +68,7 @@ class Task:
   initial_weights_sha256: str = ''
   evaluation_batch_size: int = 500
   quantization: quantization_lib.Settings | None = None
+  initial_files: tuple[pathlib.Path, ...] = ()
 
   @functools.cached_property
   def input_spec(self) -> Batch:
@@ -112,6 +115,27 @@ class Task:
   def build_client_keras_model(self) -> tf.keras.Model:
     """Makes what clients train, where that is no `client_model`."""
     return self.build_keras_model()
+
+  def starting_from(self, files: Sequence[pathlib.Path], sha256: str) -> 'Task':
+    """Returns the task with other initial weights.
+
+    Args:
+      files: Of a `weight_store.WeightStore`, one for each weight in the order
+        in which `build_keras_model` makes them.
+      sha256: The new `initial_weights_sha256`.
+    """
+    build = self.build_keras_model
+
+    def build_keras_model() -> tf.keras.Model:
+      with weight_store.initial_values(files):
+        return build()
+
+    return dataclasses.replace(
+      self,
+      build_keras_model=build_keras_model,
+      initial_files=tuple(files),
+      initial_weights_sha256=sha256,
+    )
 
   def weights_of(
     self, model: tf.keras.Model

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -184,6 +184,7 @@ class TrainingLoop:
     timing_csv: metrics_lib.MetricsCsv,
     trackers: Sequence[trackers_lib.Tracker],
     progress: progress_lib.Progress,
+    after_round: Callable[[int, Any], None] | None = None,
   ) -> Any:
     """Trains until `total_rounds`.
 
@@ -196,6 +197,8 @@ class TrainingLoop:
       timing_csv: Gets the wall-clock figures.
       trackers: Get the same values as the two files.
       progress: Shown to the user.
+      after_round: Called with each round and its state, once its row is on
+        disk.
 
     Returns:
       The final state.
@@ -221,7 +224,9 @@ class TrainingLoop:
     if self.stopped_early(self._rows) == done:
       self.last_round = done
     with self._preparing_ahead():
-      return self._train(start, metrics_csv, timing_csv, trackers, progress)
+      return self._train(
+        start, metrics_csv, timing_csv, trackers, progress, after_round
+      )
 
   def last_round_from(self, done: int) -> int:
     """The last round of a run that goes on after round `done`."""
@@ -233,7 +238,9 @@ class TrainingLoop:
     patience = self.config.early_stopping_evaluations
     return early_stopping.last_round(rows, patience)
 
-  def _train(self, start, metrics_csv, timing_csv, trackers, progress) -> Any:
+  def _train(
+    self, start, metrics_csv, timing_csv, trackers, progress, after_round
+  ) -> Any:
     done, state = start
     for round_num in range(done + 1, self.last_round + 1):
       begin = time.monotonic()
@@ -262,6 +269,8 @@ class TrainingLoop:
       timing_csv.append(timing)
       for tracker in trackers:
         tracker.write(round_num, {**row, **timing})
+      if after_round:
+        after_round(round_num, state)
       if self._is_due(round_num, self.config.rounds_per_checkpoint):
         self._checkpoints.save(round_num, host_leaves(state))
       shown = {

@@ -125,6 +125,10 @@ class RunDirectory:
     """The exported SavedModel: version 1 in the layout of model servers."""
     return self.path / 'model' / '1'
 
+  def export_of(self, round_num: int) -> pathlib.Path:
+    """The SavedModel of a round, with `--export_every`."""
+    return self.path / 'exports' / f'round_{round_num:05d}'
+
   @property
   def model_card_md(self) -> pathlib.Path:
     """The model card for people."""

@@ -96,13 +96,13 @@ def test_two_rounds(runs, features):
     assert all(made['xla'] for made in config['runtime']['decisions'])
   quantized = config['flags']['quantize'] == 'qat'
   assert quantized == ('qat' in features)
-  assert (run / 'model').exists() == ('export' in features)
+  assert (run / 'model/1').exists() == ('export' in features)
 
 
 def test_an_exported_quantized_model_has_its_ranges(runs):
   """Fake quantization is in the graph, with the ranges that were learned."""
   root, _ = runs
-  found = tf.saved_model.load(str(root / 'qat-export' / 'model'))
+  found = tf.saved_model.load(str(root / 'qat-export/model/1'))
   signature = found.signatures['serving_default']
   graph = signature.graph.as_graph_def()
   ops = [node.op for f in graph.library.function for node in f.node_def]

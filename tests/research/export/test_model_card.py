@@ -92,6 +92,47 @@ def test_absent_licence_is_named(info, tmp_path):
     model_card.write(tmp_path, info)
 
 
+def test_forms_are_side_by_side(info, tmp_path):
+  latency = {'1': {'p50_ms': 0.5, 'p99_ms': 1.25, 'runs': 200}}
+  good = {
+    'title': 'TFLite, float32',
+    'file': 'forms/tflite.tflite',
+    'passed': True,
+    'reasons': [],
+    'bytes': 12_345,
+    'runtime': 'LiteRT 2.3.0',
+    'bound': 'outputs within 1e-05',
+    'max_abs_difference': 2e-7,
+    'agreement': 1.0,
+    'accuracy': 0.75,
+    'model_accuracy': 0.75,
+    'examples': 1000,
+    'latency': latency,
+  }
+  bad = {
+    'title': 'ONNX, float32',
+    'file': 'forms/onnx.onnx',
+    'passed': False,
+    'reasons': ['can not be made'],
+  }
+  model_card.write(tmp_path, {**info, 'forms': {'tflite': good, 'onnx': bad}})
+  card, text = read(tmp_path)
+  assert card['forms']['tflite'] == good
+  for line in (
+    '| form | bytes | max difference | agreement | test accuracy | '
+    'ms for 1 (p50, p99) | run by |',
+    '| `tflite` | 12,345 | 2e-07 | 1.0000 | 0.75 | 0.50, 1.25 | LiteRT 2.3.0 |',
+    '| `onnx` **failed** |  |  |  |  |  |  |',
+    '**Form `onnx` fails its check**: can not be made.',
+    '- `tflite`: TFLite, float32, in `forms/tflite.tflite`; bound: outputs '
+    'within 1e-05.',
+  ):
+    assert line in text.splitlines()
+  assert '| forms |' not in text
+  model_card.write(tmp_path, info)
+  assert '## Forms' not in read(tmp_path)[1]
+
+
 def test_example_of_the_card_runs(info, task, model, tmp_path):
   exported = saved_model.export(task, model, tmp_path / 'model')
   model_card.write(tmp_path, {**info, 'signatures': exported.signatures})

@@ -23,7 +23,7 @@ def directory(task, model, tmp_path):
 @pytest.fixture
 def this_process(monkeypatch):
   """Saves the start of a TensorFlow process where that is not the point."""
-  run = parity._run
+  run = parity.run_script
 
   def run_here(script, python, directory, inputs):
     if script != 'fresh_process.py':
@@ -35,7 +35,7 @@ def this_process(monkeypatch):
       with np.load(results) as outputs:
         return dict(outputs)
 
-  monkeypatch.setattr(parity, '_run', run_here)
+  monkeypatch.setattr(parity, 'run_script', run_here)
 
 
 @pytest.fixture

@@ -273,10 +273,10 @@ def test_another_tokeniser_is_found(
   exported, this_process, no_openvino, monkeypatch
 ):
   task, model, made = exported['sequence_classification']
-  encode = text_parity._encode
+  encode = text_parity.encode
   monkeypatch.setattr(
     text_parity,
-    '_encode',
+    'encode',
     lambda task, texts, reads_masks: encode(
       task, [t.replace('ß', 'ss') for t in texts], reads_masks
     ),
