@@ -31,7 +31,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 python := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help emnist linear_regression emnist_dp dp_utility bert fine_tuning newsgroups serve test test-slow test-data lint format \
+.PHONY: help emnist linear_regression emnist_dp dp_utility bert fine_tuning newsgroups emnist_qat qat_bits bert_qat serve test test-slow test-data lint format \
   doctor lock lock-check env serving xla-cpu xla-tpu xla-gpu benchmark clean
 
 help: ## List the targets.
@@ -74,6 +74,21 @@ newsgroups: env ## FedAvg, FedProx, FedOpt and one client with all data (SEEDS= 
 
 serve: env ## Serve a run over HTTP, with a page to try it on (RUN= ARGS=).
 	$(python) -m experiments.serve --run_dir=$(RUN) $(ARGS)
+
+emnist_qat: env serving ## Float, QAT and int8 files side by side (SEEDS= ARGS=).
+	$(python) -m experiments.compare --binary=emnist --seeds=$(SEEDS) \
+	  --flag_files=experiments/quantization --forms=tflite,tflite_int8 \
+	  --experiment_name=emnist_qat $(ARGS)
+
+qat_bits: env serving ## Bits of weights against accuracy, a plot (SEEDS= ARGS=).
+	$(python) -m experiments.compare --binary=emnist --seeds=$(SEEDS) \
+	  --flag_files=experiments/quantization/float.flags,experiments/quantization/qat.flags \
+	  --vary=weight_bits=8,6,4 --forms=tflite_int8 --experiment_name=qat_bits $(ARGS)
+
+bert_qat: env serving ## LoRA with and without quantization (SEEDS= ARGS=).
+	$(python) -m experiments.compare --binary=bert --seeds=$(SEEDS) \
+	  --flag_files=experiments/quantization_bert --forms=tflite,tflite_int8 \
+	  --experiment_name=bert_qat $(ARGS)
 
 test: env serving test-data ## Run the default tests (ARGS= for pytest).
 	@$(MAKE) --no-print-directory xla-cpu || \
