@@ -65,7 +65,15 @@ def encoder(tmp_path_factory):
   return ['--model=checkpoint', f'--checkpoint_dir={folder}']
 
 
-@pytest.fixture(scope='module', params=list(BINARIES))
+@pytest.fixture(
+  scope='module',
+  params=[
+    'emnist',
+    'linear_regression',
+    # Minutes, most of them of XLA.
+    pytest.param('bert', marks=pytest.mark.slow),
+  ],
+)
 def runs(request, tmp_path_factory):
   """What the binary refused, by combination, and the folder of all runs."""
   root = tmp_path_factory.mktemp(request.param)

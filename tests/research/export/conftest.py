@@ -25,6 +25,7 @@ def make_task(
 ):
   """What saved_model, parity and model_card use of a Task."""
   return types.SimpleNamespace(
+    quantization=None,
     name='tiny',
     data=types.SimpleNamespace(feature_names=(), target_names=()),
     kind=kind,
