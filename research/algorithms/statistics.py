@@ -26,6 +26,7 @@ from research.algorithms import attacks, local_training
 MEAN, MIN_MAX = 'mean', 'min_max'
 RULES = (MEAN, MIN_MAX)
 _TRAINABLE, _STATISTICS = 'trainable', 'statistics'
+_INFINITY = float('inf')
 
 
 def _default_aggregator() -> tff.aggregators.WeightedAggregationFactory:
@@ -225,9 +226,6 @@ class _ExtremesFactory(tff.aggregators.WeightedAggregationFactory):
       )
 
     return tff.templates.AggregationProcess(process.initialize, next_fn)
-
-
-_INFINITY = float('inf')
 
 
 def _sign(name: str) -> int:
