@@ -151,8 +151,9 @@ class Task:
     """Whether the model has variables that clients measure, and don't train."""
     if self.has_frozen_weights:
       return self.quantization is not None
-    weights = self.weights_of(self.build_keras_model())
-    return any(v.dtype.is_floating for v in weights.non_trainable)
+    others = self.build_keras_model().non_trainable_variables
+    # Those of a frozen layer are made to be trained, and stay as they are.
+    return any(v.dtype.is_floating and not v.trainable for v in others)
 
   def quantized(self, settings: quantization_lib.Settings) -> 'Task':
     """Returns the task with a model that is quantized in training.
