@@ -150,8 +150,10 @@ def quantize(
   for block in encoder.transformer_layers:
     attention = block._self_attention_layer
     for owner, names in (
-      (attention, ('_query_dense', '_key_dense', '_value_dense')),
-      (attention, ('_output_dense',)),
+      (
+        attention,
+        ('_query_dense', '_key_dense', '_value_dense', '_output_dense'),
+      ),
       (block, ('_feedforward_intermediate_dense', '_feedforward_output_dense')),
     ):
       for name in names:

@@ -16,8 +16,9 @@ from research.algorithms import (
   statistics,
 )
 from research.privacy import noise
-from research.runtime import in_process, stock
+from research.runtime import in_process
 from tests import toy
+from tests.research.algorithms import test_attacks
 
 START = (0.5, -1.0, 2.0)
 # One batch each: outputs are 2 and -1, or 0.5 and 8; inputs as they stand.
@@ -30,14 +31,7 @@ RANGES = {'a': (0, 1, -1, 2), 'b': (0, 4, 0, 8)}
 BY_EXAMPLES = tff.learning.ClientWeighting.NUM_EXAMPLES
 
 
-@pytest.fixture(scope='module', params=['in_process', 'stock'])
-def runtime(request):
-  kind = {
-    'in_process': lambda: in_process.InProcessRuntime(device='cpu'),
-    'stock': stock.StockRuntime,
-  }[request.param]
-  with kind() as started:
-    yield started
+runtime = test_attacks.runtime
 
 
 def quantized_task(clients=CLIENTS, **changes):
