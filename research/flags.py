@@ -12,6 +12,7 @@ from absl import flags
 from datasets import load
 from research import (
   aggregator_flags,
+  constraint_flags,
   fault_flags,
   flag_values,
   partition_flags,
@@ -208,6 +209,7 @@ class AlgorithmFlags:
     self._server = OptimizerFlags('server', 1.0)
     self._aggregator = aggregator_flags.AggregatorFlags()
     self._statistics = statistics_flags.StatisticsFlags()
+    self._constraints = constraint_flags.ConstraintFlags()
     self._faults = fault_flags.FaultFlags()
     self._privacy = privacy_flags.PrivacyFlags()
 
@@ -245,6 +247,8 @@ class AlgorithmFlags:
       model_aggregator=self._aggregator.get(name),
       attack=self._faults.attack() or self._privacy.attack(),
       statistics=self._statistics.get(self._aggregator.of_statistics),
+      pruning=self._constraints.pruning(),
+      clustering=self._constraints.clustering(),
     )
     return (
       algorithm,

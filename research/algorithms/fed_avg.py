@@ -10,7 +10,12 @@ from collections.abc import Callable
 import tensorflow_federated as tff
 
 from research.aggregators import rejection
-from research.algorithms import attacks, local_training, statistics
+from research.algorithms import (
+  attacks,
+  averaging,
+  statistics,
+  weight_constraints,
+)
 
 
 def build(
@@ -27,6 +32,7 @@ def build(
   model_aggregator: tff.aggregators.WeightedAggregationFactory | None = None,
   attack: attacks.Attack | None = None,
   statistics_settings: statistics.Settings | None = None,
+  constraints: weight_constraints.Constraints | None = None,
 ) -> tff.learning.templates.LearningProcess | attacks.AttackedProcess:
   """Builds FedAvg.
 
@@ -46,6 +52,7 @@ def build(
     attack: How clients may change what they send, if at all.
     statistics_settings: How variables that are measured are aggregated; None
       for models without any.
+    constraints: What holds for the server's weights, if anything.
 
   Returns:
     A process whose metrics count the rejected clients; see
@@ -53,21 +60,17 @@ def build(
   """
   server_optimizer = server_optimizer or tff.learning.optimizers.build_sgdm(1.0)
   model_aggregator = model_aggregator or rejection.mean()
-  if attack or statistics_settings:
-    work = local_training.build_client_work(
+  if attack or statistics_settings or constraints:
+    return averaging.build(
       model_fn,
-      optimizer=client_optimizer,
-      weighting=client_weighting,
+      client_optimizer=client_optimizer,
+      server_optimizer=server_optimizer,
+      client_weighting=client_weighting,
       loop_implementation=loop_implementation,
-      report=statistics_settings.report if statistics_settings else None,
-    )
-    return statistics.compose(
-      model_fn,
-      work,
-      model_aggregator,
-      server_optimizer,
-      statistics_settings,
-      attack,
+      model_aggregator=model_aggregator,
+      attack=attack,
+      statistics_settings=statistics_settings,
+      constraints=constraints,
     )
   return tff.learning.algorithms.build_weighted_fed_avg(
     model_fn,

@@ -4,10 +4,16 @@ Li et al. 2020, "Federated Optimization in Heterogeneous Networks",
 arXiv:1812.06127, Algorithm 2 with the local objective of Equation 2.
 """
 
+import tensorflow as tf
 import tensorflow_federated as tff
 
-from research.aggregators import rejection
-from research.algorithms import attacks, local_training, statistics
+from research.algorithms import (
+  attacks,
+  averaging,
+  local_training,
+  statistics,
+  weight_constraints,
+)
 
 
 def build(
@@ -21,6 +27,7 @@ def build(
   model_aggregator: tff.aggregators.WeightedAggregationFactory | None = None,
   attack: attacks.Attack | None = None,
   statistics_settings: statistics.Settings | None = None,
+  constraints: weight_constraints.Constraints | None = None,
 ) -> tff.learning.templates.LearningProcess | attacks.AttackedProcess:
   """Builds FedProx.
 
@@ -42,6 +49,7 @@ def build(
     attack: How clients may change what they send, if at all.
     statistics_settings: How variables that are measured are aggregated; None
       for models without any.
+    constraints: What holds for the server's weights, if anything.
 
   Returns:
     A process whose metrics count the rejected clients.
@@ -55,24 +63,21 @@ def build(
     )
 
   def correct(gradients, weights, initial):
+    anchor = tf.nest.flatten(initial.trainable)
     return tuple(
       g + proximal_strength * (w - w_t)
-      for g, w, w_t in zip(gradients, weights, initial, strict=True)
+      for g, w, w_t in zip(gradients, weights, anchor, strict=True)
     )
 
-  work = local_training.build_client_work(
+  return averaging.build(
     model_fn,
-    optimizer=client_optimizer,
-    weighting=client_weighting,
+    client_optimizer=client_optimizer,
+    server_optimizer=server_optimizer,
+    client_weighting=client_weighting,
     loop_implementation=loop_implementation,
     correct=correct,
-    report=statistics_settings.report if statistics_settings else None,
-  )
-  return statistics.compose(
-    model_fn,
-    work,
-    model_aggregator or rejection.mean(),
-    server_optimizer,
-    statistics_settings,
-    attack,
+    model_aggregator=model_aggregator,
+    attack=attack,
+    statistics_settings=statistics_settings,
+    constraints=constraints,
   )

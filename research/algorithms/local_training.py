@@ -244,7 +244,7 @@ def build_client_work(
   optimizer: tff.learning.optimizers.Optimizer,
   weighting: tff.learning.ClientWeighting,
   loop_implementation: tff.learning.LoopImplementation,
-  correct: Callable[[Tensors, Tensors, Tensors], Tensors] | None = None,
+  correct: Callable[[Tensors, Tensors, Any], Tensors] | None = None,
   report: Callable[[Result, Any], Any] | None = None,
 ) -> tff.learning.templates.ClientWorkProcess:
   """Builds ClientUpdate with corrected gradients and a normalised report.
@@ -257,8 +257,9 @@ def build_client_work(
     optimizer: Runs on the clients; its state starts anew each round.
     weighting: The weights of the clients in means.
     loop_implementation: How a client iterates over its batches.
-    correct: From a step's gradients, its weights, and the server's weights to
-      the gradients that the optimizer gets; None leaves them.
+    correct: From a step's gradients, its weights, and all that the server sent
+      (`tff.learning.models.ModelWeights`) to the gradients that the optimizer
+      gets; None leaves them.
     report: From a client's result and the optimizer's hyperparameters to what
       it sends; None sends the update.
 
@@ -277,11 +278,9 @@ def build_client_work(
 
     @tf.function
     def update(hparams, initial_weights, dataset):
-      anchor = tuple(tf.nest.flatten(initial_weights.trainable))
-
       def step(state, weights, gradients, unused_batch):
         return optimizer.next(
-          state, weights, correct(gradients, weights, anchor)
+          state, weights, correct(gradients, weights, initial_weights)
         )
 
       state = optimizer.initialize(specs(model.trainable_variables))

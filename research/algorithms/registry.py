@@ -7,6 +7,8 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from models import pruning as pruning_lib
+from models import weight_clustering
 from research.aggregators import rejection
 from research.algorithms import (
   attacks,
@@ -23,6 +25,7 @@ from research.algorithms import (
   one_shot,
   scaffold,
   stateful,
+  weight_constraints,
 )
 from research.algorithms import statistics as statistics_lib
 from research.tasks import task as task_lib
@@ -55,6 +58,10 @@ class Settings:
       were at first, as TFF does.
     statistics_settings: The same if the task's model has any; `build_for` fills
       it in.
+    pruning: How kernels are pruned, for which the algorithm must have
+      `can_constrain_weights`; None is not at all.
+    clustering: The same of clustering.
+    constraints: Both for the task's model; `build_for` fills them in.
   """
 
   client_optimizer: tff.learning.optimizers.Optimizer
@@ -75,6 +82,9 @@ class Settings:
     default_factory=statistics_lib.Settings
   )
   statistics_settings: statistics_lib.Settings | None = None
+  pruning: pruning_lib.Settings | None = None
+  clustering: weight_clustering.Settings | None = None
+  constraints: weight_constraints.Constraints | None = None
 
 
 _BY_GRADIENTS = frozenset(
@@ -95,6 +105,7 @@ class Algorithm:
     can_be_attacked: Whether it has a form whose clients change what they send.
     aggregates_statistics: Whether it learns variables that are measured rather
       than trained.
+    can_constrain_weights: Whether it can prune and cluster its weights.
     has_own_models: Whether clients keep models of their own.
     kinds: Kinds of tasks that it learns.
     is_least_squares: Whether it knows the mean squared error alone.
@@ -108,6 +119,7 @@ class Algorithm:
   hparams: Mapping[str, Hparam] = dataclasses.field(default_factory=dict)
   can_be_attacked: bool = False
   aggregates_statistics: bool = False
+  can_constrain_weights: bool = False
   has_own_models: bool = False
   kinds: frozenset[str] = _BY_GRADIENTS
   is_least_squares: bool = False
@@ -142,9 +154,25 @@ class Algorithm:
       settings,
       num_clients=len(filled),
       statistics_settings=wanted,
+      constraints=self._constraints(task, settings),
       layers=task.layers() if self.has_local_layers else {},
     )
     return self.build(task.model_fn, settings)
+
+  def _constraints(
+    self, task: task_lib.Task, settings: Settings
+  ) -> weight_constraints.Constraints | None:
+    if settings.pruning is None and settings.clustering is None:
+      return None
+    if not self.can_constrain_weights:
+      able = [n for n, a in ALGORITHMS.items() if a.can_constrain_weights]
+      raise local_training.UnsuitableError(
+        f'The algorithm of {self.paper} neither prunes nor clusters its '
+        f'weights; --algorithm={" and ".join(able)} can.'
+      )
+    return weight_constraints.of_model(
+      task.build_keras_model(), settings.pruning, settings.clustering
+    )
 
 
 def _with(build, *names: str, **constants: Any):
@@ -163,7 +191,12 @@ _LOCAL_TRAINING = (
   'client_weighting',
   'loop_implementation',
 )
-_BY_REPORT = ('model_aggregator', 'attack', 'statistics_settings')
+_BY_REPORT = (
+  'model_aggregator',
+  'attack',
+  'statistics_settings',
+  'constraints',
+)
 _CONTROL_VARIATES = (
   'client_optimizer',
   'server_optimizer',
@@ -188,6 +221,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     'McMahan et al. 2017, Algorithm 1',
     can_be_attacked=True,
     aggregates_statistics=True,
+    can_constrain_weights=True,
   ),
   'fed_dyn': Algorithm(
     _with(fed_dyn.build, *_CONTROL_VARIATES),
@@ -214,6 +248,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     hparams={'proximal_strength': 0.01},
     can_be_attacked=True,
     aggregates_statistics=True,
+    can_constrain_weights=True,
   ),
   'fed_recon': Algorithm(
     _with(fed_recon.build, *_LOCAL_TRAINING, 'layers', 'model_aggregator'),

@@ -21,7 +21,7 @@ import tensorflow_federated as tff
 
 from models import quantization
 from research.aggregators import bits, rejection
-from research.algorithms import attacks, local_training
+from research.algorithms import local_training
 
 MEAN, MIN_MAX = 'mean', 'min_max'
 RULES = (MEAN, MIN_MAX)
@@ -72,6 +72,88 @@ class Settings:
       moved = tuple(self.scale * change for change in moved)
     return collections.OrderedDict(trainable=result.update, statistics=moved)
 
+  def aggregator(
+    self,
+    of_updates: tff.aggregators.WeightedAggregationFactory,
+    found: Sequence[str],
+  ) -> tff.aggregators.WeightedAggregationFactory:
+    """Returns what aggregates a report.
+
+    Args:
+      of_updates: Aggregates model updates, or the one vector.
+      found: The statistics' names, of `names`.
+    """
+    if self.is_part_of_update:
+      return of_updates
+    own = self.build_aggregator()
+    if self.rule == MIN_MAX:
+      own = _ExtremesFactory(found, own)
+    return _BesideFactory(of_updates, own)
+
+  def finalizer(
+    self,
+    inner: tff.learning.templates.FinalizerProcess,
+    weights_type: tff.Type,
+    found: Sequence[str],
+  ) -> tff.learning.templates.FinalizerProcess:
+    """Returns what moves the statistics at the server; `inner` does the rest.
+
+    A mean over no accepted client is not finite and moves nothing.
+
+    Args:
+      inner: Takes the aggregated model update.
+      weights_type: Of the model that the server sends.
+      found: The statistics' names, of `names`.
+    """
+    scale = self.scale if self.is_part_of_update else 1.0
+    update_type = weights_type.trainable
+    statistics_type = tff.to_type(
+      [
+        member
+        for member in weights_type.non_trainable
+        if tf.dtypes.as_dtype(member.dtype).is_floating
+      ]
+    )
+    aggregate_type = tff.to_type(
+      collections.OrderedDict(trainable=update_type, statistics=statistics_type)
+    )
+
+    @tff.tensorflow.computation(weights_type, statistics_type)
+    def move(weights, moved):
+      left = list(zip(found, moved, strict=True))
+
+      def next_value(before):
+        if not before.dtype.is_floating:
+          return before
+        name, change = left.pop(0)
+        after = _valid(name, before - change / scale)
+        is_finite = tf.reduce_all(tf.math.is_finite(after))
+        return tf.where(is_finite, after, before)
+
+      return tff.learning.models.ModelWeights(
+        weights.trainable,
+        tf.nest.map_structure(next_value, weights.non_trainable),
+      )
+
+    @tff.federated_computation(
+      inner.initialize.type_signature.result,
+      tff.FederatedType(weights_type, tff.SERVER),
+      tff.FederatedType(aggregate_type, tff.SERVER),
+    )
+    def next_fn(state, weights, aggregate):
+      output = inner.next(state, weights, aggregate[_TRAINABLE])
+      moved = tff.federated_map(move, (output.result, aggregate[_STATISTICS]))
+      return tff.templates.MeasuredProcessOutput(
+        output.state, moved, output.measurements
+      )
+
+    return tff.learning.templates.FinalizerProcess(
+      inner.initialize,
+      next_fn,
+      get_hparams_fn=inner.get_hparams,
+      set_hparams_fn=inner.set_hparams,
+    )
+
 
 def names(model_fn: local_training.ModelFn) -> tuple[str, ...]:
   """Names of a model's statistics, in the order of its variables."""
@@ -81,48 +163,6 @@ def names(model_fn: local_training.ModelFn) -> tuple[str, ...]:
       for variable in model_fn().non_trainable_variables
       if variable.dtype.is_floating
     )
-
-
-def compose(
-  model_fn: local_training.ModelFn,
-  client_work: tff.learning.templates.ClientWorkProcess,
-  model_aggregator: tff.aggregators.WeightedAggregationFactory,
-  server_optimizer: tff.learning.optimizers.Optimizer,
-  settings: Settings | None,
-  attack: attacks.Attack | None = None,
-) -> tff.learning.templates.LearningProcess | attacks.AttackedProcess:
-  """Composes a process whose server also learns statistics.
-
-  Args:
-    model_fn: Builds the model anew at each call.
-    client_work: What clients do; with settings, it reports as these do.
-    model_aggregator: Of model updates, or of the one vector.
-    server_optimizer: Takes the aggregated model update as its gradient.
-    settings: How statistics are aggregated; None for models without any.
-    attack: How clients may change what they send.
-
-  Returns:
-    The process.
-  """
-  weights_type = client_work.next.type_signature.parameter[1].member
-  finalizer = tff.learning.templates.build_apply_optimizer_finalizer(
-    server_optimizer, weights_type
-  )
-  aggregator = model_aggregator
-  if settings is not None:
-    found = names(model_fn)
-    if not settings.is_part_of_update:
-      aggregator = _BesideFactory(
-        model_aggregator,
-        _ExtremesFactory(found, settings.build_aggregator())
-        if settings.rule == MIN_MAX
-        else settings.build_aggregator(),
-      )
-    finalizer = _finalizer(finalizer, weights_type, found, settings)
-  parts = model_fn, client_work, aggregator, finalizer
-  if attack:
-    return attacks.compose(*parts, attack)
-  return local_training.compose_finalized(*parts)
 
 
 class _BesideFactory(tff.aggregators.WeightedAggregationFactory):
@@ -241,63 +281,3 @@ def _valid(name: str, value: tf.Tensor) -> tf.Tensor:
   if end == 'max' or 'moving_variance' in name:
     return tf.maximum(value, 0.0)
   return value
-
-
-def _finalizer(
-  inner: tff.learning.templates.FinalizerProcess,
-  weights_type: tff.Type,
-  found: Sequence[str],
-  settings: Settings,
-) -> tff.learning.templates.FinalizerProcess:
-  """Moves the statistics at the server; `inner` does the rest.
-
-  A mean over no accepted client is not finite and moves nothing.
-  """
-  scale = settings.scale if settings.is_part_of_update else 1.0
-  update_type = weights_type.trainable
-  statistics_type = tff.to_type(
-    [
-      member
-      for member in weights_type.non_trainable
-      if tf.dtypes.as_dtype(member.dtype).is_floating
-    ]
-  )
-  aggregate_type = tff.to_type(
-    collections.OrderedDict(trainable=update_type, statistics=statistics_type)
-  )
-
-  @tff.tensorflow.computation(weights_type, statistics_type)
-  def move(weights, moved):
-    left = list(zip(found, moved, strict=True))
-
-    def next_value(before):
-      if not before.dtype.is_floating:
-        return before
-      name, change = left.pop(0)
-      after = _valid(name, before - change / scale)
-      is_finite = tf.reduce_all(tf.math.is_finite(after))
-      return tf.where(is_finite, after, before)
-
-    return tff.learning.models.ModelWeights(
-      weights.trainable,
-      tf.nest.map_structure(next_value, weights.non_trainable),
-    )
-
-  @tff.federated_computation(
-    inner.initialize.type_signature.result,
-    tff.FederatedType(weights_type, tff.SERVER),
-    tff.FederatedType(aggregate_type, tff.SERVER),
-  )
-  def next_fn(state, weights, aggregate):
-    output = inner.next(state, weights, aggregate[_TRAINABLE])
-    moved = tff.federated_map(move, (output.result, aggregate[_STATISTICS]))
-    return tff.templates.MeasuredProcessOutput(
-      output.state, moved, output.measurements
-    )
-
-  return tff.learning.templates.FinalizerProcess(
-    inner.initialize,
-    next_fn,
-    get_hparams_fn=inner.get_hparams,
-    set_hparams_fn=inner.set_hparams,
-  )

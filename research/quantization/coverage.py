@@ -6,11 +6,8 @@ from collections.abc import Iterator, Sequence
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 
-from models import quantization, quantized_encoder
+from models import kernels, quantization, quantized_encoder
 
-_MATRIX = 2
-# Attention keeps these by head, as matrices.
-_VECTORS = frozenset(['bias', 'offset'])
 # Layers that hold others and say nothing.
 _INSIDE = frozenset(['backbone', 'self_attention_layer'])
 
@@ -153,12 +150,6 @@ def _describe(
 def _kernels(layer: tf.keras.layers.Layer) -> tuple[str, ...]:
   """Names of the layer's matrices; LoRA's are a part of the one they change."""
   found = dict.fromkeys(
-    variable.name.split(':')[0].split('/')[-1]
-    for variable in layer.weights
-    if len(variable.shape) >= _MATRIX
+    kernels.name(v) for v in layer.weights if kernels.is_kernel(v)
   )
-  return tuple(
-    name
-    for name in found
-    if name not in _VECTORS and not name.startswith('lora_')
-  )
+  return tuple(found)

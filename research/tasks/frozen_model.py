@@ -1,4 +1,4 @@
-"""A model whose frozen variables are no part of what a server sends."""
+"""A model that chooses which variables a server sends beside trained ones."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ import tensorflow_federated as tff
 
 
 class FrozenModel(tff.learning.models.VariableModel):
-  """Another model without its variables that are not trained.
+  """Another model with other variables that are not trained.
 
-  Their initial values must be constants, as those of `models.weight_store`:
-  then every client makes them by itself, and neither messages nor checkpoints
-  have them.
+  The initial values of those that it leaves out must be constants, as those of
+  `models.weight_store`: then every client makes them by itself, and neither
+  messages nor checkpoints have them.
   """
 
   def __init__(
@@ -23,7 +23,7 @@ class FrozenModel(tff.learning.models.VariableModel):
 
     Args:
       model: The other model.
-      statistics: Its variables that are not trained and yet not frozen.
+      statistics: Variables that are not trained and yet sent.
     """
     self._model = model
     self._statistics = list(statistics)

@@ -1,6 +1,7 @@
 """The columns of metrics.csv."""
 
 from research.aggregators import bits, rejection
+from research.algorithms import weight_constraints
 from research.tasks import task as task_lib
 from research.training import faults as faults_lib
 from research.training import private_rounds
@@ -31,6 +32,7 @@ def columns(
   has_faults: bool = False,
   has_own_models: bool = False,
   is_private: bool = False,
+  is_pruned: bool = False,
 ) -> tuple[str, ...]:
   """The columns of metrics.csv.
 
@@ -39,6 +41,7 @@ def columns(
     has_faults: Whether clients fail, lag or lie.
     has_own_models: Whether clients have models of their own.
     is_private: Whether there is differential privacy.
+    is_pruned: Whether weights are pruned.
   """
   splits = ['train', *([PERSONAL] if has_own_models else [])]
   splits += ['validation', 'test']
@@ -61,5 +64,6 @@ def columns(
     bits.DOWNLOAD,
     'client_learning_rate',
     'server_learning_rate',
+    *([weight_constraints.SPARSITY] if is_pruned else []),
     *(private_rounds.COLUMNS if is_private else ()),
   )

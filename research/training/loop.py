@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from research.aggregators import bits, rejection
-from research.algorithms import attacks, stateful
+from research.algorithms import attacks, stateful, weight_constraints
 from research.runtime import registry as runtimes
 from research.tasks import task as task_lib
 from research.training import checkpoint as checkpoint_lib
@@ -290,8 +290,13 @@ class TrainingLoop:
   def columns(self) -> tuple[str, ...]:
     """The columns of metrics.csv."""
     own = getattr(self.process, 'has_own_models', False)
-    is_private = self._privacy is not None
-    return columns_lib.columns(self.task, self._faults.any, own, is_private)
+    return columns_lib.columns(
+      self.task,
+      self._faults.any,
+      own,
+      is_private=self._privacy is not None,
+      is_pruned=weight_constraints.measures_sparsity(self.process),
+    )
 
   def _is_due(self, round_num: int, period: int) -> bool:
     return round_num % period == 0 or round_num == self.last_round
@@ -408,6 +413,8 @@ class TrainingLoop:
       rejection.REJECTED: aggregator[rejection.REJECTED],
       bits.UPLOAD: aggregator.get(bits.UPLOAD),
     }
+    if weight_constraints.measures_sparsity(self.process):
+      row |= metrics['finalizer']
     # Keras' mean over no examples is 0, which would look like a result.
     if train['num_examples']:
       for kind in ('train', columns_lib.PERSONAL):

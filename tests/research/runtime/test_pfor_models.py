@@ -68,7 +68,12 @@ def build_step(name, side, channels, batch_size=4):
   return step, stacked, {node.op for node in graph_def.node}
 
 
-SIDES = {'lenet5': 12, 'niid_bench_cnn': 16, 'resnet_gn': 4}
+SIDES = {
+  'batch_norm_cnn': 10,
+  'lenet5': 12,
+  'niid_bench_cnn': 16,
+  'resnet_gn': 4,
+}
 SLOW = ('resnet_gn', 'resnet18_gn')
 
 
