@@ -85,6 +85,11 @@ qat_bits: env serving ## Bits of weights against accuracy, a plot (SEEDS= ARGS=)
 	  --flag_files=experiments/quantization/float.flags,experiments/quantization/qat.flags \
 	  --vary=weight_bits=8,6,4 --forms=tflite_int8 --experiment_name=qat_bits $(ARGS)
 
+emnist_compression: env serving ## Pruned and clustered, with and without QAT (SEEDS= ARGS=).
+	$(python) -m experiments.compare --binary=emnist --seeds=$(SEEDS) \
+	  --flag_files=experiments/quantization/float.flags,experiments/quantization/qat.flags,experiments/compression \
+	  --forms=tflite,tflite_int8 --experiment_name=emnist_compression $(ARGS)
+
 bert_qat: env serving ## LoRA with and without quantization (SEEDS= ARGS=).
 	$(python) -m experiments.compare --binary=bert --seeds=$(SEEDS) \
 	  --flag_files=experiments/quantization_bert --forms=tflite,tflite_int8 \

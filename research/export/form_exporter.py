@@ -1,6 +1,7 @@
 """Makes the forms of a run's model and keeps a report beside each."""
 
 import dataclasses
+import gzip
 import json
 import os
 import pathlib
@@ -72,7 +73,8 @@ def export(
 
   Returns:
     The reports by name, as `form_parity.check` has them, with the file's path
-    from the run directory, its bytes, the weights' hash, for int8 whose
+    from the run directory, its bytes (of a file also after gzip, which is what
+    pruning and clustering make small), the weights' hash, for int8 whose
     examples told the ranges, and for TFLite its `operations`.
   """
   form_parity.serving_python()
@@ -170,6 +172,7 @@ def _make(
     if form.convert is not None:
       content = _convert(form, source)
       atomic.write_bytes(path, content)
+      found['gzip_bytes'] = len(gzip.compress(content, mtime=0))
     found['bytes'] = _size(path)
     found |= form_parity.check(form, path, examples)
     if form.suffix == '.tflite':

@@ -16,13 +16,21 @@ def table(
   """
   sizes = _sizes(reports)
   latencies = [f'ms for {size} (p50, p99)' for size in sizes]
-  header = ['form', 'bytes', 'max difference', 'agreement', _quality(reports)]
+  header = [
+    'form',
+    'bytes',
+    'gzip',
+    'max difference',
+    'agreement',
+    _quality(reports),
+  ]
   rows = []
   for name, report in reports.items():
     rows.append(
       [
         f'`{name}`' if report['passed'] else f'`{name}` **failed**',
         _shown(report.get('bytes'), ','),
+        _shown(report.get('gzip_bytes'), ','),
         _shown(report.get('max_abs_difference'), '.2g'),
         _shown(report.get('agreement'), '.4f'),
         _shown(report.get('accuracy', report.get('rmse')), '.4g'),

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from models import quantization
 from research.export import saved_model, text_parity, text_signatures
 from research.tasks import task as task_lib
 from research.training import atomic
@@ -20,7 +21,8 @@ SERVING_PYTHON = 'TFF_RESEARCH_SERVING_PYTHON'
 TENSORFLOW_TOLERANCE = 1e-5
 OPENVINO_TOLERANCE = 1e-4
 # Of a model with fake quantization: a value between two steps of a range can
-# fall to either, and the next layers go on from there.
+# fall to either, and the next layers go on from there. A step of its output is
+# 1/255 of the output's range.
 QUANTIZED_TOLERANCE = 0.05
 
 # Outputs that are positions: of which output, and of which of its values.
@@ -67,7 +69,8 @@ def check(
   at float32 precision; for texts it is the one on token ids. All
   of it runs on the CPU. A difference is measured against max(1, the largest
   magnitude of that output): a float32 number has seven digits, so that logits
-  of several hundreds (which random images can give) can't agree to 1e-5. For
+  of several hundreds (which random images can give) can't agree to 1e-5. Where
+  training quantizes it is measured in OpenVINO against the output's range. For
   `class` it is how far the logit of the class chosen lies below the largest,
   for `cluster` how far the squared distance lies above the smallest. Texts must
   be equal, up to ties of what they are chosen by.
@@ -127,6 +130,7 @@ def check(
     {k: v for k, v in inputs.items() if k.startswith(default)},
     {k: v for k, v in expected.items() if k.startswith(default)},
     QUANTIZED_TOLERANCE if task.quantization else OPENVINO_TOLERANCE,
+    least_scale=_output_range(keras_model) if task.quantization else 1.0,
   )
   return report
 
@@ -183,6 +187,12 @@ def _expected(
   return expected
 
 
+def _output_range(model: tf.keras.Model) -> float:
+  """The largest magnitude in the range of a quantized model's output."""
+  ends = quantization.ranges(model)[-2:]
+  return max(1.0, *(abs(float(end)) for end in ends))
+
+
 def _check_runtime(
   script: str,
   python: pathlib.Path,
@@ -191,10 +201,11 @@ def _check_runtime(
   expected: Arrays,
   tolerance: float,
   choices: Mapping[str, text_parity.Choice] = types.MappingProxyType({}),
+  least_scale: float = 1.0,
 ) -> dict[str, Any]:
   actual = run_script(script, python, directory, inputs)
   runtime = str(actual.pop('runtime'))
-  absolute, relative = compare(runtime, expected, actual, choices)
+  absolute, relative = compare(runtime, expected, actual, choices, least_scale)
   worst = max(relative, key=relative.get)
   if not relative[worst] <= tolerance:
     raise ParityError(
@@ -216,6 +227,7 @@ def compare(
   expected: Arrays,
   actual: Arrays,
   choices: Mapping[str, text_parity.Choice] = types.MappingProxyType({}),
+  least_scale: float = 1.0,
 ) -> tuple[float, dict[str, float]]:
   """Measures how far outputs are from those of the trained model; see `check`.
 
@@ -224,6 +236,7 @@ def compare(
     expected: Outputs of the trained model, keyed `<name>/<batch>/<output>`.
     actual: Of these keys at least.
     choices: How texts among them were chosen.
+    least_scale: What numbers are measured against at least.
 
   Returns:
     The largest absolute difference, and the relative one of each output.
@@ -244,6 +257,7 @@ def compare(
       )
     else:
       difference, scale = _difference(key, value, actual[key], expected)
+      scale = max(scale, least_scale)
     absolute = max(absolute, difference)
     relative[key] = difference / scale
   return absolute, relative

@@ -42,7 +42,8 @@ def read(
   Returns:
     A row per run and form, and one with the form `trained` for the model that
     they were made of: name, value, seed, form, quality (accuracy, or RMSE for
-    numbers), megabytes (10^6 bytes) and whether the form passed its check.
+    numbers), megabytes (10^6 bytes) as it is and after gzip, and whether the
+    form passed its check.
   """
   rows = []
   for (line, seed), directory in runs.items():
@@ -58,6 +59,7 @@ def read(
           'form': name,
           'quality': _quality(report),
           'megabytes': report.get('bytes', float('nan')) / 1e6,
+          'gzip_megabytes': report.get('gzip_bytes', float('nan')) / 1e6,
           'passed': report['passed'],
         }
       )
@@ -72,7 +74,7 @@ def final(found: pd.DataFrame) -> pd.DataFrame:
 
   Returns:
     A row per line and form: name, value, form, seeds, mean, deviation,
-    megabytes, and how many failed their check.
+    megabytes, megabytes after gzip, and how many failed their check.
   """
   return (
     found.groupby([*_LINE, 'form'], sort=False, dropna=False)
@@ -81,6 +83,7 @@ def final(found: pd.DataFrame) -> pd.DataFrame:
       mean=('quality', 'mean'),
       deviation=('quality', 'std'),
       megabytes=('megabytes', 'mean'),
+      gzip_megabytes=('gzip_megabytes', 'mean'),
       failed=('passed', lambda passed: int((~passed).sum())),
     )
     .reset_index()

@@ -100,6 +100,7 @@ def test_forms_are_side_by_side(info, tmp_path):
     'passed': True,
     'reasons': [],
     'bytes': 12_345,
+    'gzip_bytes': 9_876,
     'runtime': 'LiteRT 2.3.0',
     'bound': 'outputs within 1e-05',
     'max_abs_difference': 2e-7,
@@ -119,10 +120,11 @@ def test_forms_are_side_by_side(info, tmp_path):
   card, text = read(tmp_path)
   assert card['forms']['tflite'] == good
   for line in (
-    '| form | bytes | max difference | agreement | test accuracy | '
+    '| form | bytes | gzip | max difference | agreement | test accuracy | '
     'ms for 1 (p50, p99) | run by |',
-    '| `tflite` | 12,345 | 2e-07 | 1.0000 | 0.75 | 0.50, 1.25 | LiteRT 2.3.0 |',
-    '| `onnx` **failed** |  |  |  |  |  |  |',
+    '| `tflite` | 12,345 | 9,876 | 2e-07 | 1.0000 | 0.75 | 0.50, 1.25 | '
+    'LiteRT 2.3.0 |',
+    '| `onnx` **failed** |  |  |  |  |  |  |  |',
     '**Form `onnx` fails its check**: can not be made.',
     '- `tflite`: TFLite, float32, in `forms/tflite.tflite`; bound: outputs '
     'within 1e-05.',

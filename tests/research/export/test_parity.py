@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from models import quantization
 from research.export import fresh_process, parity, saved_model
 from tests.research.export import conftest
 
@@ -169,3 +170,25 @@ def test_openvino_finds_other_weights(
   monkeypatch.setattr(parity, 'TENSORFLOW_TOLERANCE', 1.0)
   with pytest.raises(parity.ParityError, match='OpenVINO.*beyond 1e-04'):
     parity.check(task, model, directory, batches=[1])
+
+
+def test_a_step_of_a_wide_range_is_a_small_difference():
+  """Random images may give logits that are few steps of what digits give."""
+  expected = {'a/1/logits': np.array([[0.5, -0.25]])}
+  actual = {'a/1/logits': np.array([[0.5, -0.15]])}
+  _, narrow = parity.compare('any', expected, actual)
+  _, wide = parity.compare('any', expected, actual, least_scale=16.0)
+  assert narrow == {'a/1/logits': pytest.approx(0.1)}
+  assert wide == {'a/1/logits': pytest.approx(0.1 / 16)}
+
+
+def test_the_range_of_a_quantized_output():
+  task = conftest.make_task('classification', 'mcmahan_cnn', (28, 28, 1))
+  built = task.build_keras_model()
+  model = quantization.recipe(built, quantization.Settings())()
+  low, high = quantization.ranges(model)[-2:]
+  assert low.name.startswith('logits/') and high.name.startswith('logits/')
+  assert parity._output_range(model) == 1.0
+  low.assign(-20.0)
+  high.assign(12.0)
+  assert parity._output_range(model) == 20.0

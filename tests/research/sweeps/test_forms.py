@@ -41,6 +41,7 @@ def runs(tmp_path):
         model_accuracy=trained,
         accuracy=int8,
         bytes=1_000_000,
+        gzip_bytes=250_000,
         passed=int8 > 0.6,
       )
       found[line, seed] = directory
@@ -55,6 +56,7 @@ def test_means_and_deviations_over_seeds(runs):
   assert int8['mean'] == pytest.approx(0.85)
   assert int8['deviation'] == pytest.approx(math.sqrt(2 * 0.05**2))
   assert (int8['seeds'], int8['megabytes'], int8['failed']) == (2, 1.0, 0)
+  assert int8['gzip_megabytes'] == 0.25
   assert rows['qat', 'trained']['mean'] == pytest.approx(0.92)
   assert rows['float', 'tflite_int8']['failed'] == 1
 
