@@ -9,7 +9,7 @@ import tensorflow_federated as tff
 from absl import flags
 
 from datasets import download
-from research import fault_flags, flag_values
+from research import fault_flags, flag_values, statistics_flags
 from research.aggregators import settings as lib
 from research.algorithms import attacks, local_training, registry
 from research.privacy import (
@@ -257,16 +257,26 @@ def _canaries(
   """The canaries of `--audit_canaries`; None without."""
   if not FLAGS.audit_canaries:
     return None
-  trainable = local_training.model_types(task.model_fn).weights.trainable
-  specs = tf.nest.flatten(tff.types.type_to_tf_tensor_specs(trainable))
+  weights = local_training.model_types(task.model_fn).weights
+  sends_statistics = (
+    task.has_statistics
+    and FLAGS.statistics_aggregation != statistics_flags.NONE
+  )
   return canaries_lib.Canaries(
     number=FLAGS.audit_canaries,
     probability=clients.probability,
-    shapes=[spec.shape.as_list() for spec in specs],
+    shapes=_shapes(weights.trainable),
     norm=_CANARY_NORM * FLAGS.clip_norm,
     min_separation=clients.min_separation or 1,
     seed=FLAGS.seed,
+    statistics=_shapes(weights.non_trainable) if sends_statistics else None,
   )
+
+
+def _shapes(weights_type: tff.Type) -> list[list[int]]:
+  """Shapes of the floats of a type."""
+  specs = tf.nest.flatten(tff.types.type_to_tf_tensor_specs(weights_type))
+  return [spec.shape.as_list() for spec in specs if spec.dtype.is_floating]
 
 
 def _accountant(

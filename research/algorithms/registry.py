@@ -149,6 +149,13 @@ class Algorithm:
         f'of {self.paper} would leave as they were at first; '
         f'--algorithm={" and ".join(able)} aggregate them.'
       )
+    if wanted and task.frozen_names:
+      raise local_training.UnsuitableError(
+        'The model has variables that are measured, and frozen layers: '
+        f'{", ".join(task.frozen_names)}. What is frozen would be aggregated '
+        'and noised with what is measured; make it a part that is trained, or '
+        'leave out quantization and batch normalisation.'
+      )
     filled = [size for size in task.data.train.num_examples.values() if size]
     settings = dataclasses.replace(
       settings,
@@ -169,6 +176,11 @@ class Algorithm:
       raise local_training.UnsuitableError(
         f'The algorithm of {self.paper} neither prunes nor clusters its '
         f'weights; --algorithm={" and ".join(able)} can.'
+      )
+    if task.has_frozen_weights:
+      raise local_training.UnsuitableError(
+        'What is trained is pruned and clustered, and that is a part of this '
+        'model alone: train all of it (--fine_tuning=full).'
       )
     return weight_constraints.of_model(
       task.build_keras_model(), settings.pruning, settings.clustering

@@ -38,6 +38,8 @@ class Canaries:
     norm: L2 norm of what a canary sends, far above the clipping norm.
     min_separation: Of `cyclic_poisson` sampling, in rounds; 1 is Poisson.
     seed: Decides everything.
+    statistics: Shapes of what clients send beside the update
+      (`algorithms.statistics`); a canary's own do not move. None without.
   """
 
   number: int
@@ -46,6 +48,7 @@ class Canaries:
   norm: float
   min_separation: int = 1
   seed: int = 0
+  statistics: Sequence[Sequence[int]] | None = None
 
   @functools.cached_property
   def is_included(self) -> np.ndarray:
@@ -90,14 +93,20 @@ class Canaries:
 
   def instruction(self, canary: int) -> Any:
     """Tells a canary what to send; see `attacks.REPLACE`."""
-    update = self.update(canary)
+    update = self._sent(self.update(canary))
     return collections.OrderedDict(is_replaced=True, update=update)
 
   @functools.cached_property
   def no_instruction(self) -> Any:
     """Tells any other client to send what it has learned."""
     zeros = [np.zeros(shape, np.float32) for shape in self.shapes]
-    return collections.OrderedDict(is_replaced=False, update=zeros)
+    return collections.OrderedDict(is_replaced=False, update=self._sent(zeros))
+
+  def _sent(self, update: list[np.ndarray]) -> Any:
+    if self.statistics is None:
+      return update
+    still = [np.zeros(shape, np.float32) for shape in self.statistics]
+    return collections.OrderedDict(trainable=update, statistics=still)
 
   def scores(self, released: Sequence[np.ndarray]) -> np.ndarray:
     """How far what was released points in each canary's direction.

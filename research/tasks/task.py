@@ -151,9 +151,20 @@ class Task:
     """Whether the model has variables that clients measure, and don't train."""
     if self.has_frozen_weights:
       return self.quantization is not None
+    return any(not v.trainable for v in self._untrained)
+
+  @functools.cached_property
+  def frozen_names(self) -> tuple[str, ...]:
+    """Names of weights in frozen layers that a server sends all the same."""
+    if self.has_frozen_weights:
+      return ()
+    return tuple(v.name for v in self._untrained if v.trainable)
+
+  @functools.cached_property
+  def _untrained(self) -> list[tf.Variable]:
+    """Float variables that no gradient moves; frozen ones are `trainable`."""
     others = self.build_keras_model().non_trainable_variables
-    # Those of a frozen layer are made to be trained, and stay as they are.
-    return any(v.dtype.is_floating and not v.trainable for v in others)
+    return [v for v in others if v.dtype.is_floating]
 
   def quantized(self, settings: quantization_lib.Settings) -> 'Task':
     """Returns the task with a model that is quantized in training.

@@ -33,14 +33,22 @@ FEATURES = {
   'qat': ('--quantize=qat', '--weight_bits=8'),
   'xla': ('--xla=on',),
   'export': ('--export',),
+  'prune': ('--prune=magnitude', '--final_sparsity=0.5')
+  + ('--pruning_end_round=2',),
+  'cluster': ('--weight_clusters=8',),
+  'compression': ('--compression=eden', '--compression_bits=4'),
+  'audit': ('--audit_canaries=4', '--delta=1e-3'),
 }
 COMBINATIONS = [
-  *((name,) for name in FEATURES),
+  *((name,) for name in FEATURES if name not in ('audit', 'compression')),
   ('dp', 'qat'),
+  ('dp', 'qat', 'audit'),
+  ('qat', 'compression'),
   ('dp', 'xla'),
   ('qat', 'xla'),
   ('qat', 'export'),
   ('dp', 'qat', 'xla', 'export'),
+  ('dp', 'qat', 'prune', 'cluster', 'export'),
 ]
 
 
@@ -82,12 +90,25 @@ def runs(request, tmp_path_factory):
     fixed += request.getfixturevalue('encoder')
   lines = []
   for features in COMBINATIONS:
-    line = [*fixed, '--noexport', f'--experiment_name={"-".join(features)}']
+    line = [
+      *_trained(fixed, features),
+      '--noexport',
+      f'--experiment_name={"-".join(features)}',
+    ]
     for feature in features:
       line += FEATURES[feature]
     lines.append(' '.join(line))
   errors = binary.refusals(request.param, lines)
   return root, dict(zip(COMBINATIONS, errors, strict=True))
+
+
+def _trained(line, features):
+  """The flags, with all of a model trained where its weights are pruned."""
+  if not {'prune', 'cluster'} & set(features):
+    return line
+  return [f for f in line if not f.startswith(('--fine_tuning', '--lora'))] + (
+    ['--fine_tuning=full'] if '--fine_tuning=lora' in line else []
+  )
 
 
 @pytest.mark.parametrize('features', COMBINATIONS, ids='-'.join)
@@ -99,6 +120,7 @@ def test_two_rounds(runs, features):
   assert [row['round'] for row in rows] == [1, 2]
   assert math.isfinite(rows[-1]['test_loss'])
   assert ('epsilon' in rows[-1]) == ('dp' in features)
+  assert ('sparsity' in rows[-1]) == ('prune' in features)
   config = json.loads((run / 'config.json').read_text())
   if 'xla' in features:
     assert all(made['xla'] for made in config['runtime']['decisions'])

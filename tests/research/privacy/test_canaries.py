@@ -80,6 +80,17 @@ def test_what_is_sent_is_the_direction_in_the_shapes_of_the_weights():
   assert not CANARIES.no_instruction['is_replaced']
 
 
+def test_statistics_beside_an_update_do_not_move():
+  found = dataclasses.replace(CANARIES, statistics=((), (3,)))
+  for said in (found.instruction(0), found.no_instruction):
+    still = said['update']['statistics']
+    assert [part.shape for part in still] == [(), (3,)]
+    assert not any(np.any(part) for part in still)
+  sent = found.instruction(0)['update']['trainable']
+  for part, wanted in zip(sent, found.update(0), strict=True):
+    np.testing.assert_array_equal(part, wanted)
+
+
 def test_a_score_is_an_inner_product():
   released = [np.zeros((3, 4), np.float32), np.zeros(5, np.float32)]
   released[0][1, 2], released[1][3] = 2.0, -1.0
