@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_federated as tff
 
 from models import quantization
@@ -161,6 +162,22 @@ def test_algorithms_that_would_lose_them_are_refused(runtime):
     local_training.UnsuitableError, match='fed_avg and fed_prox aggregate them'
   ):
     build(runtime, quantized_task(), 'scaffold')
+
+
+def test_frozen_layers_beside_statistics_are_refused(runtime):
+  """Their weights are sent as well: they would be averaged, or noised."""
+  task = quantized_task()
+  measured = task.build_keras_model
+
+  def frozen():
+    model = measured()
+    hidden = tf.keras.layers.Dense(3, name='old', trainable=False)
+    inputs = tf.keras.Input((3,))
+    return tf.keras.Model(inputs, model(hidden(inputs)))
+
+  changed = dataclasses.replace(task, build_keras_model=frozen)
+  with pytest.raises(local_training.UnsuitableError, match='old/kernel'):
+    build(runtime, changed)
 
 
 def test_attacked_clients_change_their_statistics_too(runtime):
