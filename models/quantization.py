@@ -98,11 +98,15 @@ class WeightQuantizer(_quantization.quantizers.Quantizer):
   def _on_grid(self, weights: tf.Tensor) -> tf.Tensor:
     axes = list(range(weights.shape.rank - 1)) if self._per_channel else None
     if self._symmetric:
-      high = tf.reduce_max(tf.abs(weights), axes)
-      low = -high
+      magnitude = tf.reduce_max(tf.abs(weights), axes)
+      low, high = -magnitude, magnitude
     else:
       low = tf.minimum(tf.reduce_min(weights, axes), 0.0)
       high = tf.maximum(tf.reduce_max(weights, axes), 0.0)
+    # Pruning can leave a channel nothing but zeros, and OpenVINO divides by the
+    # width of its range.
+    is_empty = tf.equal(low, high)
+    low, high = tf.where(is_empty, -1.0, low), tf.where(is_empty, 1.0, high)
     quantize = (
       tf.quantization.fake_quant_with_min_max_vars_per_channel
       if self._per_channel

@@ -89,6 +89,8 @@ def export(
   sha256, reports = weights_sha256(model), {}
   for name in request.names:
     form = forms.FORMS[name]
+    if task.quantization is not None:
+      form = form.of_quantized()
     path = run.path / DIRECTORY / f'{name}{form.suffix}'
     path.parent.mkdir(exist_ok=True)
     if form.convert is None:

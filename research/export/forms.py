@@ -97,6 +97,14 @@ class Form:
   tolerance: float | None
   is_int8: bool = False
 
+  def of_quantized(self) -> 'Form':
+    """The same of a model with fake quantization in it.
+
+    A value between two steps may fall to either, so that agreement is all that
+    can be bounded.
+    """
+    return dataclasses.replace(self, tolerance=None)
+
   def bound(self, answers: str) -> str:
     """Says what is asked of the form; see `form_parity.check`."""
     wanted = f'{answers} with the trained model at least {LEAST_AGREEMENT:g}'

@@ -63,8 +63,33 @@ def test_asymmetric_weights_use_all_levels():
   np.testing.assert_allclose(found, [0, 0.1, 1.0, 1.5], atol=1e-6)
 
 
+@pytest.mark.parametrize('symmetric', [True, False])
+def test_a_channel_of_zeros_has_a_range(symmetric):
+  """Other runtimes divide by its width; see test_parity for OpenVINO."""
+  weights = np.array([[0.5, 0.0], [-0.25, 0.0]], np.float32)
+
+  @tf.function
+  def quantize(weights):
+    return quantizer(8, per_channel=True, symmetric=symmetric)(weights)
+
+  np.testing.assert_allclose(quantize(weights), weights, atol=3e-3)
+  graph = quantize.get_concrete_function(tf.TensorSpec([2, 2])).graph
+  (op,) = (o for o in graph.get_operations() if o.type.startswith('FakeQuant'))
+  prune = tf.compat.v1.wrap_function(
+    lambda x: tf.graph_util.import_graph_def(
+      graph.as_graph_def(),
+      {graph.inputs[0].op.name: x},
+      [tensor.name for tensor in op.inputs[1:]],
+    ),
+    [tf.TensorSpec([2, 2])],
+  )
+  low, high = prune(tf.constant(weights))
+  assert np.all(low < high)
+
+
 def test_gradients_pass_through():
-  weights = tf.constant([[-1.0, 0.3], [0.52, 0.07]])
+  # Of the asymmetric grid's steps none is above 0.507, and two weights are.
+  weights = tf.constant([[-1.0, 0.515], [0.52, 0.07]])
   factors = tf.constant([[1.0, 2.0], [3.0, 4.0]])
   for symmetric in (True, False):
     with tf.GradientTape() as tape:

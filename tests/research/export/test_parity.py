@@ -192,3 +192,20 @@ def test_the_range_of_a_quantized_output():
   low.assign(-20.0)
   high.assign(12.0)
   assert parity._output_range(model) == 20.0
+
+
+@needs_openvino
+def test_openvino_agrees_where_a_channel_is_pruned_to_zeros(tmp_path):
+  task = conftest.make_task('classification', 'mcmahan_cnn', (28, 28, 1))
+  task.quantization = quantization.Settings()
+  built = task.build_keras_model()
+  model = quantization.recipe(built, task.quantization)()
+  images = np.random.default_rng(0).random([4, 28, 28, 1], np.float32)
+  model(images, training=True)
+  for variable in model.trainable_variables:
+    if variable.name.startswith('conv_'):
+      is_kept = np.arange(variable.shape[-1]) % 2
+      variable.assign(variable * is_kept)
+  exported = saved_model.export(task, model, tmp_path / 'model')
+  report = parity.check(task, model, exported.directory)
+  assert report['openvino']['max_difference'] <= parity.QUANTIZED_TOLERANCE
