@@ -4,6 +4,7 @@ Two rounds each. What each does is tested elsewhere; here it is that they go
 together, and leave what they should.
 """
 
+import functools
 import json
 import math
 
@@ -50,6 +51,23 @@ COMBINATIONS = [
   ('dp', 'qat', 'xla', 'export'),
   ('dp', 'qat', 'prune', 'cluster', 'export'),
 ]
+# What the default tests run; all of BERT takes minutes, most of them of XLA.
+QUICK = [
+  ('emnist', ('dp', 'qat', 'audit')),
+  ('emnist', ('qat', 'compression')),
+  ('emnist', ('dp', 'qat', 'prune', 'cluster', 'export')),
+  ('linear_regression', ('dp', 'qat', 'xla', 'export')),
+]
+CASES = [
+  pytest.param(
+    name,
+    features,
+    id=f'{name}-{"-".join(features)}',
+    marks=[] if (name, features) in QUICK else [pytest.mark.slow],
+  )
+  for name in BINARIES
+  for features in COMBINATIONS
+]
 
 
 @pytest.fixture(scope='module')
@@ -73,33 +91,42 @@ def encoder(tmp_path_factory):
   return ['--model=checkpoint', f'--checkpoint_dir={folder}']
 
 
-@pytest.fixture(
-  scope='module',
-  params=[
-    'emnist',
-    'linear_regression',
-    # Minutes, most of them of XLA.
-    pytest.param('bert', marks=pytest.mark.slow),
-  ],
-)
-def runs(request, tmp_path_factory):
-  """What the binary refused, by combination, and the folder of all runs."""
-  root = tmp_path_factory.mktemp(request.param)
-  fixed = [*ROUNDS, *BINARIES[request.param], f'--root_output_dir={root}']
-  if request.param == 'bert':
-    fixed += request.getfixturevalue('encoder')
-  lines = []
-  for features in COMBINATIONS:
-    line = [
-      *_trained(fixed, features),
-      '--noexport',
-      f'--experiment_name={"-".join(features)}',
+@pytest.fixture(scope='module')
+def run(request, encoder, tmp_path_factory):
+  """A function from a binary and features to the run's directory."""
+  root = tmp_path_factory.mktemp('runs')
+  chosen = {
+    (item.callspec.params['name'], item.callspec.params['features'])
+    for item in request.session.items
+    if item.module is request.module
+  }
+
+  @functools.cache
+  def errors(name):
+    """What one process of the binary says to all that is asked of it."""
+    fixed = [*ROUNDS, *BINARIES[name], f'--root_output_dir={root / name}']
+    fixed += encoder if name == 'bert' else []
+    asked = [
+      features for binary_name, features in chosen if binary_name == name
     ]
-    for feature in features:
-      line += FEATURES[feature]
-    lines.append(' '.join(line))
-  errors = binary.refusals(request.param, lines)
-  return root, dict(zip(COMBINATIONS, errors, strict=True))
+    lines = [
+      ' '.join(
+        [
+          *_trained(fixed, features),
+          '--noexport',
+          f'--experiment_name={"-".join(features)}',
+          *(flag for feature in features for flag in FEATURES[feature]),
+        ]
+      )
+      for features in asked
+    ]
+    return dict(zip(asked, binary.refusals(name, lines), strict=True))
+
+  def directory(name, features):
+    assert errors(name)[features] is None
+    return root / name / '-'.join(features)
+
+  return directory
 
 
 def _trained(line, features):
@@ -111,30 +138,28 @@ def _trained(line, features):
   )
 
 
-@pytest.mark.parametrize('features', COMBINATIONS, ids='-'.join)
-def test_two_rounds(runs, features):
-  root, errors = runs
-  assert errors[features] is None
-  run = root / '-'.join(features)
-  rows = metrics.read(run / 'metrics.csv')
+@pytest.mark.parametrize(('name', 'features'), CASES)
+def test_two_rounds(run, name, features):
+  directory = run(name, features)
+  rows = metrics.read(directory / 'metrics.csv')
   assert [row['round'] for row in rows] == [1, 2]
   assert math.isfinite(rows[-1]['test_loss'])
   assert ('epsilon' in rows[-1]) == ('dp' in features)
   assert ('sparsity' in rows[-1]) == ('prune' in features)
-  config = json.loads((run / 'config.json').read_text())
+  config = json.loads((directory / 'config.json').read_text())
   if 'xla' in features:
     assert all(made['xla'] for made in config['runtime']['decisions'])
   quantized = config['flags']['quantize'] == 'qat'
   assert quantized == ('qat' in features)
-  assert (run / 'model/1').exists() == ('export' in features)
+  assert (directory / 'model/1').exists() == ('export' in features)
+  if {'qat', 'export'} <= set(features):
+    assert _fake_quantizations(directory) >= 3
 
 
-def test_an_exported_quantized_model_has_its_ranges(runs):
-  """Fake quantization is in the graph, with the ranges that were learned."""
-  root, _ = runs
-  found = tf.saved_model.load(str(root / 'qat-export/model/1'))
-  signature = found.signatures['serving_default']
-  graph = signature.graph.as_graph_def()
+def _fake_quantizations(directory):
+  """How many are in the graph of an exported model."""
+  found = tf.saved_model.load(str(directory / 'model/1'))
+  graph = found.signatures['serving_default'].graph.as_graph_def()
   ops = [node.op for f in graph.library.function for node in f.node_def]
   ops += [node.op for node in graph.node]
-  assert sum('FakeQuant' in op for op in ops) >= 3
+  return sum('FakeQuant' in op for op in ops)

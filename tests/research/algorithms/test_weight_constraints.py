@@ -117,9 +117,14 @@ def reference(pruned, clusters, proximal=0.0, rounds=ROUNDS):
   return found
 
 
-@pytest.mark.parametrize('name', ['fed_avg', 'fed_prox'])
 @pytest.mark.parametrize(
-  'pruned, clustered', [(True, False), (False, True), (True, True)]
+  'name, pruned, clustered',
+  [
+    ('fed_avg', True, False),
+    ('fed_avg', False, True),
+    ('fed_avg', True, True),
+    ('fed_prox', True, True),
+  ],
 )
 def test_rounds_equal_numpy(runtime, name, pruned, clustered):
   task = task_of()
