@@ -180,13 +180,22 @@ def _make(
     if form.suffix == '.tflite':
       found['operations'] = tflite.operations(content)
   except (parity.ParityError, _ConversionFailed) as error:
-    return {**found, 'passed': False, 'reasons': [str(error)]}
+    reasons = [str(error), *_hints(form, source.task)]
+    return {**found, 'passed': False, 'reasons': reasons}
   if form.is_int8:
     products = form_parity.float_matrix_products(found['operations'])
     if products:
       found['passed'] = False
       found['reasons'].append(f'not int8: {", ".join(products)}')
   return found
+
+
+def _hints(form: forms.Form, task: task_lib.Task) -> list[str]:
+  """What may be the reason that a form can't be made or run."""
+  settings = task.quantization
+  if form.is_int8 and settings is not None and not settings.symmetric_weights:
+    return ['--nosymmetric_weights: LiteRT loads no convolution with such']
+  return []
 
 
 class _ConversionFailed(Exception):

@@ -7,8 +7,10 @@ import pathlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl import flags
 
+from models import quantization
 from research.export import (
   calibration,
   form_examples,
@@ -21,6 +23,7 @@ from research.export import (
   saved_model,
   tflite,
 )
+from research.tasks import emnist
 from research.training import run_directory
 from tests.research.export import form_tasks
 
@@ -57,7 +60,8 @@ def export(root, task, model, names=TFLITE, most=200):
   run = run_directory.RunDirectory(root, 'run')
   run.path.mkdir(exist_ok=True)
   saved_model.export(task, model, run.model)
-  found = calibration.choose(task, CONFIG, None)
+  learned = task.quantization is not None
+  found = None if learned else calibration.choose(task, CONFIG, None)
   request = form_exporter.Request(names, most, found)
   return run, form_exporter.export(run, task, model, request)
 
@@ -88,6 +92,25 @@ def test_all_forms_of_all_tasks(case, tmp_path):
     assert counts['BATCH_MATMUL'] == {'int8': 4}
     for part in ('SOFTMAX', 'RSQRT', 'SQUARED_DIFFERENCE'):
       assert set(counts[part]) == {'float32'}
+
+
+@pytest.mark.parametrize('symmetric', [True, False])
+def test_a_quantized_model_is_judged_by_its_answers(tmp_path, symmetric):
+  data = form_tasks.images()[0].data
+  task = emnist.build('digit_recognition', data, 'mcmahan_cnn', seed=0)
+  settings = quantization.Settings(symmetric_weights=symmetric)
+  task = task.quantized(settings)
+  model = task.build_keras_model()
+  images = task.data.train.pooled()['x'][:32]
+  model(task.preprocess_features(tf.constant(images)), training=True)
+  _, reports = export(tmp_path, task, model, ['tflite', 'tflite_int8'])
+  assert reports['tflite']['passed']
+  assert reports['tflite']['bound'].startswith('equal labels')
+  int8 = reports['tflite_int8']
+  assert int8['calibration'] == 'learned in training'
+  assert int8['passed'] == symmetric
+  if not symmetric:
+    assert '--nosymmetric_weights: LiteRT loads no' in int8['reasons'][-1]
 
 
 @pytest.fixture(scope='module')
