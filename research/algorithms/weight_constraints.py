@@ -133,8 +133,6 @@ class Constraints:
     def constrain(weights, round_num):
       return self._constrain(weights, round_num + 1)
 
-    state_type = initialize.type_signature.result.member
-
     @tff.federated_computation(
       initialize.type_signature.result,
       tff.FederatedType(weights_type, tff.SERVER),
@@ -156,26 +154,7 @@ class Constraints:
         tff.federated_zip(new_state), found['weights'], measurements
       )
 
-    hparams_type = inner.get_hparams.type_signature.result
-
-    @tff.tensorflow.computation(state_type)
-    def get_hparams(state):
-      return inner.get_hparams(state['inner'])
-
-    @tff.tensorflow.computation(state_type, hparams_type)
-    def set_hparams(state, hparams):
-      return collections.OrderedDict(
-        inner=inner.set_hparams(state['inner'], hparams),
-        round=state['round'],
-        residuals=state['residuals'],
-      )
-
-    return tff.learning.templates.FinalizerProcess(
-      initialize,
-      next_fn,
-      get_hparams_fn=get_hparams,
-      set_hparams_fn=set_hparams,
-    )
+    return _with_hparams(inner, initialize, next_fn)
 
   def _constrain(self, weights: Any, round_num: tf.Tensor) -> Any:
     """Prunes and clusters weights after `round_num` rounds."""
@@ -267,6 +246,34 @@ class Constraints:
       get_hparams_fn=process.get_hparams,
       set_hparams_fn=process.set_hparams,
     )
+
+
+def _with_hparams(
+  inner: tff.learning.templates.FinalizerProcess,
+  initialize: tff.Computation,
+  next_fn: tff.Computation,
+) -> tff.learning.templates.FinalizerProcess:
+  """Makes a finalizer with the hyperparameters of the one in its state."""
+  state_type = initialize.type_signature.result.member
+  hparams_type = inner.get_hparams.type_signature.result
+
+  @tff.tensorflow.computation(state_type)
+  def get_hparams(state):
+    return inner.get_hparams(state['inner'])
+
+  @tff.tensorflow.computation(state_type, hparams_type)
+  def set_hparams(state, hparams):
+    changed = inner.set_hparams(state['inner'], hparams)
+    return collections.OrderedDict(
+      inner=changed, round=state['round'], residuals=state['residuals']
+    )
+
+  return tff.learning.templates.FinalizerProcess(
+    initialize,
+    next_fn,
+    get_hparams_fn=get_hparams,
+    set_hparams_fn=set_hparams,
+  )
 
 
 def of_model(
