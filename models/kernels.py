@@ -2,10 +2,11 @@
 
 import tensorflow as tf
 
+from models import lora
+
 _MATRIX = 2
 # Attention keeps these by head, as matrices.
 _VECTORS = frozenset(['bias', 'offset'])
-_ADDED = 'lora_'
 
 
 def name(variable: tf.Variable) -> str:
@@ -22,4 +23,4 @@ def is_kernel(variable: tf.Variable) -> bool:
   """
   own = name(variable)
   is_matrix = len(variable.shape) >= _MATRIX
-  return is_matrix and own not in _VECTORS and not own.startswith(_ADDED)
+  return is_matrix and own not in _VECTORS and not own.startswith(lora.PREFIX)

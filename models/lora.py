@@ -16,6 +16,9 @@ import tensorflow as tf
 
 from models import layers
 
+# Of the names of its matrices.
+PREFIX = 'lora_'
+
 
 class Part(tf.keras.layers.Layer):
   """A frozen layer with something trained beside it.
@@ -108,12 +111,12 @@ class Lora(MergeablePart):
     self._inputs = math.prod(kernel[: len(kernel) - len(outputs)])
     bound = 1 / math.sqrt(self._inputs)
     self.lora_a = self.add_weight(
-      'lora_a',
+      f'{PREFIX}a',
       [self._inputs, rank],
       initializer=tf.keras.initializers.RandomUniform(-bound, bound, seed),
     )
     self.lora_b = self.add_weight(
-      'lora_b', [rank, math.prod(outputs)], initializer='zeros'
+      f'{PREFIX}b', [rank, math.prod(outputs)], initializer='zeros'
     )
 
   def _change_of_output(

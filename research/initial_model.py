@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from models import weight_store
+from models import kernels, lora, weight_store
 from research.export import text_signatures
 from research.serving import servable
 from research.tasks import task as task_lib
@@ -25,7 +25,8 @@ def apply(
 
   A weight is met by the exported one of its name and shape; of several of one
   name, by the one in its place among these. What is neither trained nor
-  exported (as a pooler that no output reads) stays as it was.
+  exported (as a pooler that no output reads) stays as it was, and so does LoRA,
+  which begins anew beside kernels that have the exported one's in them.
 
   Args:
     task: The task.
@@ -94,7 +95,9 @@ def _matched(
       continue
     name, shape = variable.name, tuple(variable.shape)
     if not waiting.get(name):
-      if id(variable) not in trained:
+      # LoRA's are merged into the kernel that they change.
+      is_merged = kernels.name(variable).startswith(lora.PREFIX)
+      if is_merged or id(variable) not in trained:
         continue
       raise flags.IllegalFlagValueError(
         f'{start} has no {name} of shape {shape}; it has '

@@ -24,6 +24,8 @@ OPENVINO_TOLERANCE = 1e-4
 # fall to either, and the next layers go on from there. A step of its output is
 # 1/255 of the output's range.
 QUANTIZED_TOLERANCE = 0.05
+# Steps add up over the layers of an encoder; 0.08 was measured with six.
+QUANTIZED_TEXT_TOLERANCE = 0.15
 
 # Outputs that are positions: of which output, and of which of its values.
 _CHOSEN_BY = {
@@ -90,7 +92,8 @@ def check(
 
   Raises:
     ParityError: If a difference is beyond the tolerance (1e-5 for TensorFlow,
-      1e-4 for OpenVINO, or 0.05 where training quantizes), or a runtime fails.
+      1e-4 for OpenVINO, or 0.05 where training quantizes, 0.15 of texts), or a
+      runtime fails.
   """
   has_texts = text_signatures.is_text(task)
   batches = batches or (text_parity.BATCHES if has_texts else _BATCHES)
@@ -129,7 +132,7 @@ def check(
     below,
     {k: v for k, v in inputs.items() if k.startswith(default)},
     {k: v for k, v in expected.items() if k.startswith(default)},
-    QUANTIZED_TOLERANCE if task.quantization else OPENVINO_TOLERANCE,
+    _openvino_tolerance(task),
     least_scale=_output_range(keras_model) if task.quantization else 1.0,
   )
   return report
@@ -185,6 +188,13 @@ def _expected(
     for name, value in outputs.items():
       expected[f'{key}/{name}'] = value.numpy()
   return expected
+
+
+def _openvino_tolerance(task: task_lib.Task) -> float:
+  if task.quantization is None:
+    return OPENVINO_TOLERANCE
+  is_text = text_signatures.is_text(task)
+  return QUANTIZED_TEXT_TOLERANCE if is_text else QUANTIZED_TOLERANCE
 
 
 def _output_range(model: tf.keras.Model) -> float:

@@ -7,13 +7,14 @@ import pytest
 import tensorflow as tf
 from absl import flags
 
-from models import weight_store
+from models import bert, weight_store
 from research import initial_model
 from research.export import saved_model
 from tests import toy
 from tests.research.export import form_tasks, text_tasks
 
 WEIGHTS = (0.25, -3.0, 7.5)
+LORA = bert.FineTuning('lora', lora_rank=2)
 
 
 def linear(**kwargs):
@@ -125,6 +126,18 @@ def test_texts_in_evaluation_and_for_clients(store, tmp_path):
   for build in (started.build_keras_model, started.build_client_keras_model):
     np.testing.assert_array_equal(build()(ids), model(ids))
   assert not np.allclose(other.build_keras_model()(ids), model(ids))
+
+
+def test_lora_begins_anew_beside_merged_kernels(store, tmp_path):
+  task = text_tasks.make(tuning=LORA)
+  model = text_tasks.trained(task)
+  saved_model.export(task, model, tmp_path / 'model')
+  started = initial_model.apply(task, tmp_path / 'model', store)
+  ids = text_tasks.token_ids(task)
+  found = started.build_keras_model()
+  np.testing.assert_allclose(found(ids), model(ids), atol=1e-5)
+  added = [v for v in found.trainable_variables if 'lora_b' in v.name]
+  assert added and not any(np.any(v.numpy()) for v in added)
 
 
 def test_starting_from_is_kept_by_a_copy(exported, store):
