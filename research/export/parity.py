@@ -72,7 +72,7 @@ def check(
   of it runs on the CPU. A difference is measured against max(1, the largest
   magnitude of that output): a float32 number has seven digits, so that logits
   of several hundreds (which random images can give) can't agree to 1e-5. Where
-  training quantizes it is measured in OpenVINO against the output's range. For
+  training quantizes it is measured against the output's range. For
   `class` it is how far the logit of the class chosen lies below the largest,
   for `cluster` how far the squared distance lies above the smallest. Texts must
   be equal, up to ties of what they are chosen by.
@@ -92,8 +92,8 @@ def check(
 
   Raises:
     ParityError: If a difference is beyond the tolerance (1e-5 for TensorFlow,
-      1e-4 for OpenVINO, or 0.05 where training quantizes, 0.15 of texts), or a
-      runtime fails.
+      1e-4 for OpenVINO, and for both 0.05 where training quantizes, 0.15 of
+      texts), or a runtime fails.
   """
   has_texts = text_signatures.is_text(task)
   batches = batches or (text_parity.BATCHES if has_texts else _BATCHES)
@@ -105,14 +105,17 @@ def check(
     else:
       expected = _expected(task, keras_model, inputs)
   report = {'batches': list(batches)}
+  rounded = _rounded_tolerance(task)
+  scale = _output_range(keras_model) if rounded else 1.0
   report['tensorflow'] = _check_runtime(
     'fresh_process.py',
     pathlib.Path(sys.executable),
     directory,
     inputs,
     expected,
-    TENSORFLOW_TOLERANCE,
+    rounded or TENSORFLOW_TOLERANCE,
     choices,
+    scale,
   )
   python = serving_python()
   if not python.exists():
@@ -132,8 +135,8 @@ def check(
     below,
     {k: v for k, v in inputs.items() if k.startswith(default)},
     {k: v for k, v in expected.items() if k.startswith(default)},
-    _openvino_tolerance(task),
-    least_scale=_output_range(keras_model) if task.quantization else 1.0,
+    rounded or OPENVINO_TOLERANCE,
+    least_scale=scale,
   )
   return report
 
@@ -190,9 +193,10 @@ def _expected(
   return expected
 
 
-def _openvino_tolerance(task: task_lib.Task) -> float:
+def _rounded_tolerance(task: task_lib.Task) -> float:
+  """The tolerance where training quantizes; 0 elsewhere."""
   if task.quantization is None:
-    return OPENVINO_TOLERANCE
+    return 0.0
   is_text = text_signatures.is_text(task)
   return QUANTIZED_TEXT_TOLERANCE if is_text else QUANTIZED_TOLERANCE
 
