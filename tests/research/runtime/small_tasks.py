@@ -66,6 +66,11 @@ def _group_norm(x: tf.Tensor) -> tf.Tensor:
   return tf.nn.relu(tf.keras.layers.GroupNormalization(2)(hidden))
 
 
+def _batch_norm(x: tf.Tensor) -> tf.Tensor:
+  hidden = _dense(6, 1)(tf.keras.layers.Flatten()(x))
+  return tf.nn.relu(tf.keras.layers.BatchNormalization()(hidden))
+
+
 def _convnet(x: tf.Tensor) -> tf.Tensor:
   hidden = tf.keras.layers.Conv2D(
     3,
@@ -82,6 +87,7 @@ MODELS = {
     ('mlp', _mlp),
     ('dropout', _dropout),
     ('group_norm', _group_norm),
+    ('batch_norm', _batch_norm),
     ('convnet', _convnet),
   )
 }

@@ -68,6 +68,8 @@ def of_models(stock_runtime):
     ('dropout', True, 'vmap_xla'),
     ('group_norm', False, 'loop'),
     ('group_norm', True, 'scan'),
+    ('batch_norm', False, 'loop'),
+    ('batch_norm', False, 'vmap_xla'),
     ('bert', False, 'loop'),
     ('bert', False, 'scan'),
     ('bert', False, 'vmap'),

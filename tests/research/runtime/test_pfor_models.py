@@ -69,7 +69,6 @@ def build_step(name, side, channels, batch_size=4):
 
 
 SIDES = {
-  'batch_norm_cnn': 10,
   'lenet5': 12,
   'niid_bench_cnn': 16,
   'resnet_gn': 4,
@@ -82,6 +81,8 @@ SLOW = ('resnet_gn', 'resnet18_gn')
   [
     pytest.param(name, jit, marks=[pytest.mark.slow] if name in SLOW else [])
     for name in emnist.MODELS
+    # Its forward pass assigns to variables: see test_equality.
+    if name != 'batch_norm_cnn'
     for jit in (False, True)
   ],
 )
