@@ -413,8 +413,9 @@ class TrainingLoop:
       rejection.REJECTED: aggregator[rejection.REJECTED],
       bits.UPLOAD: aggregator.get(bits.UPLOAD),
     }
-    if weight_constraints.measures_sparsity(self.process):
-      row |= metrics['finalizer']
+    server = metrics.get('finalizer')
+    if isinstance(server, Mapping) and weight_constraints.SPARSITY in server:
+      row[weight_constraints.SPARSITY] = server[weight_constraints.SPARSITY]
     # Keras' mean over no examples is 0, which would look like a result.
     if train['num_examples']:
       for kind in ('train', columns_lib.PERSONAL):
