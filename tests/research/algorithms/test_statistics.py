@@ -126,6 +126,14 @@ def test_a_client_that_is_not_finite_has_no_part(runtime, rule):
   assert output.metrics['aggregator']['rejected_clients'] == 1
 
 
+def test_a_rejected_client_does_not_keep_a_range_wide(runtime):
+  broken = {**CLIENTS, 'b': ([[1, 0, 0], [0, 0, np.inf]], [0, 1])}
+  task = quantized_task(broken, initial_range=100.0)
+  process = build(runtime, task, statistics=statistics.Settings('min_max'))
+  found = ranges(process, one_round(runtime, task, process).state)
+  np.testing.assert_allclose(found[2:], [-90.1, 90.2], rtol=0.005)
+
+
 @pytest.mark.parametrize('rule', statistics.RULES)
 def test_nothing_moves_if_all_are_rejected(runtime, rule):
   broken = {name: ([[np.nan, 0, 0]], [0]) for name in 'ab'}
@@ -225,6 +233,19 @@ def test_one_clipped_vector_holds_update_and_statistics():
     # One client of two that are expected, clipped to 0.25.
     assert np.linalg.norm(vector) == pytest.approx(0.25 / 2, rel=1e-3)
     assert np.abs(moved).max() > 0
+
+
+@pytest.mark.parametrize('scale', [0.1, 2.0])
+def test_the_scale_is_taken_away_again(scale):
+  """Without clipping: 0.9 of 6 and 0.1 of the clients' mean ends."""
+  with in_process.InProcessRuntime(device='cpu') as runtime:
+    task = quantized_task(initial_range=6.0)
+    free = private(scale, clip_norm=1e4, noise_multiplier=1e-10)
+    process = build(runtime, task, **free)
+    state = prepared(process.initialize())
+    after = process.next(state, arguments(runtime, task)).state
+    found = ranges(process, after)[2:]
+  np.testing.assert_allclose(found, [-5.45, 5.9], rtol=0.005)
 
 
 def test_private_statistics_are_noised():
