@@ -186,7 +186,7 @@ class Constraints:
 
   def _masks(
     self,
-    kernels: Sequence[tf.Tensor],
+    values: Sequence[tf.Tensor],
     masks: Sequence[tf.Tensor],
     round_num: tf.Tensor,
   ) -> list[tf.Tensor]:
@@ -195,9 +195,9 @@ class Constraints:
     is_due, sparsity = self.pruning.sparsity(round_num)
     return [
       tf.cond(
-        is_due, lambda k=k, m=m: pruning_lib.mask(k, m, sparsity), lambda m=m: m
+        is_due, lambda v=v, m=m: pruning_lib.mask(v, m, sparsity), lambda m=m: m
       )
-      for k, m in zip(kernels, masks, strict=True)
+      for v, m in zip(values, masks, strict=True)
     ]
 
   def _clustered(self, kernel: tf.Tensor, round_num: tf.Tensor) -> tf.Tensor:
@@ -220,14 +220,11 @@ class Constraints:
       return process
     get = process.get_model_weights
     state_type = get.type_signature.parameter
-    inner_type = _inner_type(get.type_signature.result, len(self.masks))
+    inner_type = tff.to_type(self._unmasked(get.type_signature.result))
 
     @tff.tensorflow.computation(state_type)
     def get_model_weights(state):
-      weights = get(state)
-      return _with(
-        weights, None, list(weights.non_trainable)[: -len(self.masks)]
-      )
+      return self._unmasked(get(state))
 
     if dataclasses.is_dataclass(process):
       return dataclasses.replace(process, get_model_weights=get_model_weights)
@@ -246,6 +243,11 @@ class Constraints:
       get_hparams_fn=process.get_hparams,
       set_hparams_fn=process.set_hparams,
     )
+
+  def _unmasked(self, weights: Any) -> Any:
+    """Takes the masks from the weights that are sent, or from their type."""
+    others = list(weights.non_trainable)[: -len(self.masks)]
+    return _with(weights, None, others)
 
 
 def _with_hparams(
@@ -314,7 +316,7 @@ def of_model(
 def measures_sparsity(process: Any) -> bool:
   """Whether the metrics of a process tell the share of pruned weights."""
   metrics = process.next.type_signature.result.metrics.member
-  return SPARSITY in dir(getattr(metrics, 'finalizer', None))
+  return hasattr(getattr(metrics, 'finalizer', None), SPARSITY)
 
 
 def _share_of_zeros(masks: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -326,13 +328,4 @@ def _with(weights: Any, trainable: Any = None, others: Any = None) -> Any:
   return tff.learning.models.ModelWeights(
     tuple(weights.trainable if trainable is None else trainable),
     tuple(weights.non_trainable if others is None else others),
-  )
-
-
-def _inner_type(weights_type: tff.Type, num_masks: int) -> tff.Type:
-  """The type of a model's weights without its masks."""
-  return tff.to_type(
-    _with(
-      weights_type, None, list(weights_type.non_trainable)[: -num_masks or None]
-    )
   )

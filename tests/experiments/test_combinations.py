@@ -95,11 +95,11 @@ def encoder(tmp_path_factory):
 def run(request, encoder, tmp_path_factory):
   """A function from a binary and features to the run's directory."""
   root = tmp_path_factory.mktemp('runs')
-  chosen = {
+  chosen = [
     (item.callspec.params['name'], item.callspec.params['features'])
     for item in request.session.items
     if item.module is request.module
-  }
+  ]
 
   @functools.cache
   def errors(name):

@@ -1,7 +1,5 @@
 """Pruned and clustered rounds against NumPy, on a model of eight weights."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -13,14 +11,13 @@ from research.algorithms import (
   attacks,
   local_training,
   optimizers,
-  registry,
   weight_constraints,
 )
 from research.privacy import noise
 from research.runtime import in_process
 from tests import toy
 from tests.models import test_weight_clustering as clustering_reference
-from tests.research.algorithms import test_attacks
+from tests.research.algorithms import test_attacks, test_statistics
 
 RATE, MOMENTUM = 0.05, 0.9
 ROUNDS = 6
@@ -45,17 +42,9 @@ def task_of(start=START, **changes):
 
 
 def build(runtime, task, name='fed_avg', **changes):
-  given = registry.Settings(
-    client_optimizer=optimizers.build('sgd', RATE),
-    server_optimizer=optimizers.build('momentum', 1.0, {'momentum': MOMENTUM}),
-    client_weighting=tff.learning.ClientWeighting.NUM_EXAMPLES,
-    loop_implementation=runtime.loop_implementation,
-    hparams=registry.ALGORITHMS[name].hparams,
-  )
-  process = registry.ALGORITHMS[name].build_for(
-    task, dataclasses.replace(given, **changes)
-  )
-  return runtime.prepare(process, task)
+  optimizer = optimizers.build('momentum', 1.0, {'momentum': MOMENTUM})
+  given = {'server_optimizer': optimizer, **changes}
+  return test_statistics.build(runtime, task, name, RATE, **given)
 
 
 def arguments(runtime, task):

@@ -68,11 +68,7 @@ def build_step(name, side, channels, batch_size=4):
   return step, stacked, {node.op for node in graph_def.node}
 
 
-SIDES = {
-  'lenet5': 12,
-  'niid_bench_cnn': 16,
-  'resnet_gn': 4,
-}
+SIDES = {'lenet5': 12, 'niid_bench_cnn': 16, 'resnet_gn': 4}
 SLOW = ('resnet_gn', 'resnet18_gn')
 
 
