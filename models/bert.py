@@ -295,7 +295,9 @@ class Builder:
     if self._quantization is None:
       return dense
     dense.build([None, self.checkpoint.config.hidden_size])
-    return quantized_encoder.QuantizedDense(dense, self._quantization)
+    return quantized_encoder.QuantizedDense(
+      dense, self._quantization, one_scale=True
+    )
 
 
 class _MeanOfTokens(tf.keras.layers.Layer):

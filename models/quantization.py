@@ -45,7 +45,8 @@ class Settings:
   Attributes:
     weight_bits: Bits of a weight in training: 8, 6 or 4.
     per_channel_weights: Whether each output channel of a convolution has a
-      scale of its own; dense layers have one scale in TF-MOT.
+      scale of its own, and of a dense layer of BERT; TF-MOT's dense layers have
+      one scale.
     symmetric_weights: Whether zero is the middle of a weight's range, as int8
       models of TFLite need it.
     initial_range: Activations are at first quantized from minus to plus this; 0

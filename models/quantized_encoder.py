@@ -36,31 +36,43 @@ class QuantizedDense(tf.keras.layers.Layer):
   """A dense layer with int8 inputs, weights and outputs.
 
   The weights are those of the layer inside with what LoRA or BitFit change of
-  them: what is quantized in training is what an export has after merging.
+  them: what is quantized in training is what an export has after merging. An
+  activation is float, and the layer that takes its values quantizes them.
+
+  A few channels of a transformer's outputs are a hundred times as large as the
+  others (Bondarenko et al. 2021, arXiv:2109.12948, Section 3), so that one grid
+  for all of them leaves most with a step or two. Where float operations follow,
+  each channel is computed in units of its largest weight, as weights are
+  equalized by Nagel et al. 2019 (arXiv:1906.04721, Section 4.1), and multiplied
+  by it afterwards: weights and outputs have a step per channel, and the product
+  of matrices one scale.
 
   Attributes:
     base: Dense, EinsumDense over the last axes, or a part beside one of them.
   """
 
   def __init__(
-    self, base: tf.keras.layers.Layer, settings: quantization.Settings
+    self,
+    base: tf.keras.layers.Layer,
+    settings: quantization.Settings,
+    one_scale: bool = False,
   ):
     """Wraps a layer.
 
     Args:
       base: It must be built.
       settings: How to quantize it.
+      one_scale: Whether all channels must have one scale, as where another
+        product of matrices takes the outputs, or where they are compared.
     """
     super().__init__(name=f'{base.name}_quantized')
     self.base = base
+    self._has_units = settings.per_channel_weights and not one_scale
     self._weight = quantization.WeightQuantizer(
       settings.weight_bits, False, settings.symmetric_weights
     )
     self._input = Range(settings, 'input')
     self._output = Range(settings, 'output')
-    self._sum = None
-    if base.activation is not tf.keras.activations.linear:
-      self._sum = Range(settings, 'sum')
 
   def call(self, inputs: tf.Tensor, training=None) -> tf.Tensor:
     kernel, bias = self.kernel_and_bias()
@@ -68,17 +80,25 @@ class QuantizedDense(tf.keras.layers.Layer):
     # One product of matrices, whatever axes the layer sums over.
     summed = kernel.shape.rank - outputs.rank
     width, size = math.prod(kernel.shape[:summed]), math.prod(outputs)
+    kernel = tf.reshape(kernel, [width, size])
+    units = self._units(kernel)
     flat = tf.reshape(self._input(inputs, training=training), [-1, width])
-    weight = self._weight(tf.reshape(kernel, [width, size]), bool(training))
-    product = tf.nn.bias_add(flat @ weight, tf.reshape(bias, [size]))
+    weight = self._weight(kernel / units, bool(training))
+    product = tf.nn.bias_add(flat @ weight, tf.reshape(bias, [size]) / units)
+    product = self._output(product, training=training) * units
     leading = inputs.shape.rank - summed
     hidden = tf.reshape(
       product, tf.concat([tf.shape(inputs)[:leading], outputs], 0)
     )
     hidden.set_shape([*inputs.shape[:leading], *outputs])
-    if self._sum is not None:
-      hidden = self.base.activation(self._sum(hidden, training=training))
-    return self._output(hidden, training=training)
+    return self.base.activation(hidden)
+
+  def _units(self, kernel: tf.Tensor) -> tf.Tensor:
+    """What each channel is measured in, [channels]."""
+    if not self._has_units:
+      return tf.ones([kernel.shape[-1]])
+    largest = tf.reduce_max(tf.abs(tf.stop_gradient(kernel)), axis=0)
+    return tf.where(tf.equal(largest, 0.0), 1.0, largest)
 
   def kernel_and_bias(self) -> tuple[tf.Tensor, tf.Tensor]:
     """The weights [inputs..., outputs...] and [outputs...]."""
@@ -149,28 +169,27 @@ def quantize(
   """
   for block in encoder.transformer_layers:
     attention = block._self_attention_layer
-    for owner, names in (
-      (
-        attention,
-        ('_query_dense', '_key_dense', '_value_dense', '_output_dense'),
-      ),
-      (block, ('_feedforward_intermediate_dense', '_feedforward_output_dense')),
-    ):
-      for name in names:
-        _quantize_dense(owner, name, settings)
+    for name in ('_query_dense', '_key_dense', '_value_dense'):
+      _quantize_dense(attention, name, settings, one_scale=True)
+    _quantize_dense(attention, '_output_dense', settings)
+    for name in ('intermediate', 'output'):
+      _quantize_dense(block, f'_feedforward_{name}_dense', settings)
     block._self_attention_layer = QuantizedAttention(attention, settings)
   _quantize_dense(encoder.backbone, 'pooled_dense', settings)
 
 
 def _quantize_dense(
-  owner: tf.keras.layers.Layer, name: str, settings: quantization.Settings
+  owner: tf.keras.layers.Layer,
+  name: str,
+  settings: quantization.Settings,
+  one_scale: bool = False,
 ) -> None:
   layer = getattr(owner, name)
   if isinstance(layer, lora.Adapter):
     for part in ('base', 'down', 'up'):
       _quantize_dense(layer, part, settings)
   else:
-    setattr(owner, name, QuantizedDense(layer, settings))
+    setattr(owner, name, QuantizedDense(layer, settings, one_scale))
 
 
 def remove(encoder: tf.keras.layers.Layer) -> None:

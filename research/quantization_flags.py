@@ -38,7 +38,10 @@ class QuantizationFlags:
       'Of a weight in training; 6 and 4 are exported as int8.',
     )
     for name, text in (
-      ('per_channel_weights', 'A scale per output channel of convolutions.'),
+      (
+        'per_channel_weights',
+        'A scale per output channel of convolutions; of dense layers in BERT.',
+      ),
       ('symmetric_weights', 'Zero is the middle of the range of weights.'),
     ):
       flag_values.define('boolean', name, getattr(usual, name), text)

@@ -31,22 +31,68 @@ def gelu(x):
 
 
 @pytest.mark.parametrize('activation', [None, gelu])
-def test_a_dense_layer_in_numpy(activation):
+@pytest.mark.parametrize('per_channel', [False, True])
+@pytest.mark.parametrize('one_scale', [False, True])
+def test_a_dense_layer_in_numpy(activation, per_channel, one_scale):
   rng = np.random.default_rng(0)
   dense = tf.keras.layers.Dense(
     5, 'gelu' if activation else None, bias_initializer='ones'
   )
   dense.build([None, None, 7])
-  layer = quantized_encoder.QuantizedDense(dense, SETTINGS)
+  kernel = dense.kernel.numpy() * np.float32([1, 0.1, 30, 0, 2])
+  dense.kernel.assign(kernel)
+  settings = quantization.Settings(per_channel_weights=per_channel)
+  layer = quantized_encoder.QuantizedDense(dense, settings, one_scale)
   x = rng.normal(size=[2, 3, 7]).astype('f')
   found = layer(x, training=True).numpy()
-  expected = measured(x) @ weights_on_grid(dense.kernel.numpy()) + 1
+  units = np.ones(5, 'f')
+  if per_channel and not one_scale:
+    units = np.abs(kernel).max(axis=0)
+    units[3] = 1
+  summed = measured(x) @ weights_on_grid(kernel / units) + 1 / units
+  step = (max(0, summed.max()) - min(0, summed.min())) / 255
+  expected = (measured(summed) * units).astype('f')
   if activation:
-    expected = activation(measured(expected).astype('f'))
-  step = (max(0, expected.max()) - min(0, expected.min())) / 255
-  np.testing.assert_allclose(found, measured(expected), atol=1.01 * step)
-  assert np.abs(found - measured(expected)).mean() < 0.1 * step
+    expected = activation(expected)
+  error = np.abs(found - expected) / units
+  assert error.max() < 1.2 * step
+  assert error.mean() < 0.1 * step
   np.testing.assert_array_equal(found, layer(x, training=False))
+
+
+def test_a_large_channel_leaves_the_others_their_steps():
+  """One channel is a hundred times as large; the others are as without it."""
+  x = np.random.default_rng(0).normal(size=[64, 16]).astype('f')
+  errors = {}
+  for factor in (1, 100):
+    dense = tf.keras.layers.Dense(
+      8, kernel_initializer=tf.keras.initializers.GlorotUniform(seed=1)
+    )
+    dense.build([None, 16])
+    dense.kernel[:, 0].assign(dense.kernel[:, 0] * factor)
+    expected = dense(x).numpy()
+    layer = quantized_encoder.QuantizedDense(dense, SETTINGS)
+    errors[factor] = (layer(x, training=True).numpy() - expected)[:, 1:]
+  np.testing.assert_allclose(errors[100], errors[1], atol=1e-5)
+  assert 0 < np.abs(errors[1]).max() < 0.1
+
+
+def test_units_have_no_gradient_of_their_own():
+  """The gradient of the kernel is that of the float layer."""
+  x = tf.constant(np.random.default_rng(0).normal(size=[64, 7]), tf.float32)
+  dense = tf.keras.layers.Dense(5)
+  dense.build([None, 7])
+  layer = quantized_encoder.QuantizedDense(dense, SETTINGS)
+  weights = tf.random.stateless_normal([64, 5], [0, 1])
+  gradients = []
+  for model in (dense, layer):
+    with tf.GradientTape() as tape:
+      arguments = {'training': True} if model is layer else {}
+      loss = tf.reduce_sum(model(x, **arguments) * weights)
+    gradients.append(tape.gradient(loss, dense.kernel).numpy())
+  # Inputs are rounded to 255 steps.
+  error = np.abs(gradients[0] - gradients[1]).max()
+  assert 0 < error < 0.02 * np.abs(gradients[0]).max()
 
 
 @pytest.mark.parametrize(
