@@ -1,12 +1,14 @@
 """Test examples as exported forms take them, and the right answers to them."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
 
 from datasets import federated_data
+from models import quantization
 from research.export import saved_model, text_signatures
 from research.tasks import task as task_lib
 
@@ -14,6 +16,8 @@ BATCHES = (1, 32)
 # Logits over a vocabulary for each token of 32 texts take gigabytes.
 _FEW = (1, 8)
 _SEED = 20170220
+# Moves the ends of a range by a four-hundredth of a step.
+WIDENING = 1e-5
 _UNLABELLED = -1
 
 # The output that is the answer to an example, by kind of task. That of tokens
@@ -45,6 +49,8 @@ class Examples:
     truth: The right answers of that shape; None for clusters.
     labelled: For answers to tokens, which of them count, bool [examples,
       length]; else None.
+    widened_answers: As `answers`, where training quantizes, after all ranges
+      have become wider by `WIDENING`; else None.
   """
 
   kind: str
@@ -53,6 +59,7 @@ class Examples:
   answers: np.ndarray
   truth: np.ndarray | None
   labelled: np.ndarray | None
+  widened_answers: np.ndarray | None = None
 
   @property
   def has_numbers(self) -> bool:
@@ -100,25 +107,53 @@ def draw(task: task_lib.Task, model: tf.keras.Model, most: int) -> Examples:
   for number, start in enumerate(range(0, len(x), step)):
     batch = x[start : start + step]
     inputs[f'test{number:05d}/{len(batch)}'] = batch
-  expected, parts, name = {}, [], _ANSWERS[task.kind]
-  # Accelerators round differently; the forms are what is tested.
-  with tf.device('/CPU:0'):
-    for key, batch in inputs.items():
-      outputs = _outputs(task, model, tf.constant(batch))
-      if key.startswith('parity'):
-        for output, value in outputs.items():
-          expected[f'{key}/{output}'] = value.numpy()
-      else:
-        answer = outputs[name]
-        if task.kind in _OF_TOKENS:
-          answer = tf.argmax(answer, axis=-1)
-        parts.append(answer.numpy())
   labelled = y != _UNLABELLED if task.kind in _OF_TOKENS else None
   truth = None
   if task.kind != 'clustering':
     truth = _joined(task.kind, [y], labelled)
-  answers = _joined(task.kind, parts, labelled)
-  return Examples(task.kind, inputs, expected, answers, truth, labelled)
+  expected, widened = {}, None
+  # Accelerators round differently; the forms are what is tested.
+  with tf.device('/CPU:0'):
+    for key, batch in inputs.items():
+      if key.startswith('parity'):
+        for output, value in _outputs(task, model, tf.constant(batch)).items():
+          expected[f'{key}/{output}'] = value.numpy()
+    answers = _joined(task.kind, _answers(task, model, inputs), labelled)
+    if task.quantization is not None:
+      with _wider_ranges(model):
+        widened = _joined(task.kind, _answers(task, model, inputs), labelled)
+  return Examples(
+    task.kind, inputs, expected, answers, truth, labelled, widened
+  )
+
+
+def _answers(
+  task: task_lib.Task, model: tf.keras.Model, inputs: Mapping[str, np.ndarray]
+) -> list[np.ndarray]:
+  """The model's answers to the batches of test examples."""
+  parts = []
+  for key, batch in inputs.items():
+    if key.startswith('test'):
+      outputs = _outputs(task, model, tf.constant(batch))
+      answer = outputs[_ANSWERS[task.kind]]
+      if task.kind in _OF_TOKENS:
+        answer = tf.argmax(answer, axis=-1)
+      parts.append(answer.numpy())
+  return parts
+
+
+@contextlib.contextmanager
+def _wider_ranges(model: tf.keras.Model) -> Iterator[None]:
+  """Widens the ranges of activations while it lasts."""
+  ends = quantization.ranges(model)
+  values = [end.numpy() for end in ends]
+  try:
+    for end, value in zip(ends, values, strict=True):
+      end.assign(value * np.float32(1 + WIDENING))
+    yield
+  finally:
+    for end, value in zip(ends, values, strict=True):
+      end.assign(value)
 
 
 def as_given(

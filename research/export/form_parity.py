@@ -58,6 +58,8 @@ def check(
     agreement: Share of equal labels (of the examples, or of labelled tokens),
       or R^2 of numbers with those of the trained model (of several targets
       the worst).
+    model_agreement: Where training quantizes, that of the trained model with
+      itself after its ranges have become wider by `form_examples.WIDENING`.
     accuracy, model_accuracy: Of labels, the form's and the trained model's;
       or rmse, model_rmse: of numbers, in the targets' units.
     latency: Of each batch size p50_ms, p99_ms and runs.
@@ -115,10 +117,9 @@ def _reasons(form: forms.Form, report: Mapping[str, Any]) -> list[str]:
   tolerance, difference = form.tolerance, report['max_difference']
   if tolerance is not None and not difference <= tolerance:
     reasons.append(f'outputs are off by {difference:.3g}, beyond {tolerance:g}')
-  if not report['agreement'] >= forms.LEAST_AGREEMENT:
-    reasons.append(
-      f'agreement is {report["agreement"]:.4f}, below {forms.LEAST_AGREEMENT:g}'
-    )
+  least = form.least_agreement(report.get('model_agreement'))
+  if not report['agreement'] >= least:
+    reasons.append(f'agreement is {report["agreement"]:.4f}, below {least:.4g}')
   return reasons
 
 
@@ -131,17 +132,21 @@ def _compare_answers(
       f'the form has answers of shape {answers.shape}, the trained model '
       f'{wanted.shape}'
     )
+  measure = r_squared if examples.has_numbers else _share_of_equal
+  found = {'agreement': measure(wanted, answers)}
+  if examples.widened_answers is not None:
+    found['model_agreement'] = measure(wanted, examples.widened_answers)
   if examples.has_numbers:
-    return {
-      'agreement': r_squared(wanted, answers),
-      'rmse': _rmse(truth, answers),
-      'model_rmse': _rmse(truth, wanted),
-    }
-  found = {'agreement': float(np.mean(answers == wanted))}
-  if truth is not None:
-    found['accuracy'] = float(np.mean(answers == truth))
-    found['model_accuracy'] = float(np.mean(wanted == truth))
+    found['rmse'] = _rmse(truth, answers)
+    found['model_rmse'] = _rmse(truth, wanted)
+  elif truth is not None:
+    found['accuracy'] = _share_of_equal(truth, answers)
+    found['model_accuracy'] = _share_of_equal(truth, wanted)
   return found
+
+
+def _share_of_equal(wanted: np.ndarray, found: np.ndarray) -> float:
+  return float(np.mean(found == wanted))
 
 
 def r_squared(wanted: np.ndarray, found: np.ndarray) -> float:

@@ -11,13 +11,23 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from research.export import onnx_model, saved_model, text_signatures, tflite
+from research.export import (
+  form_examples,
+  onnx_model,
+  saved_model,
+  text_signatures,
+  tflite,
+)
 from research.tasks import task as task_lib
 
 SAVED_MODEL = 'saved_model'
 # Share of test examples with the trained model's answer; where answers are
 # numbers, the share of their variance (R^2).
 LEAST_AGREEMENT = 0.99
+# Of models that round activations: how much less a form may have than the model
+# with itself, by chance, and what it must have all the same.
+ALLOWANCE = 0.01
+LEAST_OF_QUANTIZED = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +99,7 @@ class Form:
       max(1, the largest magnitude of the output); None where weights are
       rounded, so that agreement alone is bounded.
     is_int8: Whether all matrix products have to be of int8.
+    is_of_quantized: Whether the trained model rounds activations itself.
   """
 
   title: str
@@ -96,18 +107,37 @@ class Form:
   convert: Callable[[Source], bytes] | None
   tolerance: float | None
   is_int8: bool = False
+  is_of_quantized: bool = False
 
   def of_quantized(self) -> 'Form':
     """The same of a model with fake quantization in it.
 
     A value between two steps may fall to either, so that agreement is all that
-    can be bounded.
+    can be bounded. In a deep model one step leads to others, and no runtime
+    agrees better than the model does with itself when thresholds move a little.
     """
-    return dataclasses.replace(self, tolerance=None)
+    return dataclasses.replace(self, tolerance=None, is_of_quantized=True)
+
+  def least_agreement(self, model_agreement: float | None = None) -> float:
+    """The bound of agreement.
+
+    Args:
+      model_agreement: Of a model that rounds activations with itself in ranges
+        that are wider by `form_examples.WIDENING`; None of others.
+    """
+    if not self.is_of_quantized:
+      return LEAST_AGREEMENT
+    found = min(LEAST_AGREEMENT, model_agreement - ALLOWANCE)
+    return max(LEAST_OF_QUANTIZED, found)
 
   def bound(self, answers: str) -> str:
     """Says what is asked of the form; see `form_parity.check`."""
     wanted = f'{answers} with the trained model at least {LEAST_AGREEMENT:g}'
+    if self.is_of_quantized:
+      wanted += (
+        f', or {LEAST_OF_QUANTIZED:g} and at most {ALLOWANCE:g} less than it '
+        f'has with itself in ranges wider by {form_examples.WIDENING:g}'
+      )
     if self.tolerance is not None:
       wanted = f'outputs within {self.tolerance:.0e}, {wanted}'
     return f'{wanted}, matrix products in int8' if self.is_int8 else wanted

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from research.export import form_examples
+
 _UNKNOWN = ''
 
 
@@ -68,6 +70,13 @@ def explanations(reports: Mapping[str, Any]) -> list[str]:
       accuracy = _shown(report['model_accuracy'], '.4g')
       text += f', whose own accuracy there is {accuracy}'
     text += '.'
+  if 'model_agreement' in report:
+    shown = _shown(report['model_agreement'], '.4f')
+    text += (
+      f' The trained model has {shown} with itself when the ranges of its '
+      f'activations are wider by {form_examples.WIDENING:g}: no runtime that '
+      'rounds in another way can be expected to have more.'
+    )
   return [*failed, text]
 
 

@@ -108,6 +108,9 @@ def test_a_quantized_model_is_judged_by_its_answers(tmp_path, symmetric):
   assert reports['tflite']['bound'].startswith('equal labels')
   int8 = reports['tflite_int8']
   assert int8['calibration'] == 'learned in training'
+  assert reports['tflite']['model_agreement'] >= 0.95
+  (text,) = forms_table.explanations({'tflite': reports['tflite']})
+  assert 'with itself when the ranges' in text
   assert int8['passed'] == symmetric
   if not symmetric:
     assert '--nosymmetric_weights: LiteRT loads no' in int8['reasons'][-1]
@@ -222,6 +225,55 @@ def test_no_number_keeps_no_bound():
   below = {'max_difference': 2e-5, 'agreement': 0.9899}
   assert len(form_parity._reasons(forms.FORMS['tflite'], below)) == 2
   assert len(form_parity._reasons(forms.FORMS['tflite_int8'], below)) == 1
+
+
+@pytest.mark.parametrize(
+  ('model_agreement', 'agreement', 'passes'),
+  [
+    (1.0, 0.99, True),
+    (1.0, 0.9899, False),
+    (0.98, 0.9701, True),
+    (0.98, 0.9699, False),
+    (0.7, 0.95, True),
+    (0.7, 0.9499, False),
+    (np.nan, 0.9899, False),
+  ],
+)
+def test_no_form_is_asked_for_more_than_the_model_has_with_itself(
+  model_agreement, agreement, passes
+):
+  report = {
+    'max_difference': 1.0,
+    'agreement': agreement,
+    'model_agreement': model_agreement,
+  }
+  form = forms.FORMS['tflite_int8'].of_quantized()
+  assert (not form_parity._reasons(form, report)) == passes
+
+
+def test_wider_ranges_move_answers_and_come_back(monkeypatch):
+  data = form_tasks.images()[0].data
+  task = emnist.build('digit_recognition', data, 'mcmahan_2nn', seed=0)
+  assert (
+    form_examples.draw(task, task.build_keras_model(), 50).widened_answers
+    is None
+  )
+  task = task.quantized(quantization.Settings())
+  model = task.build_keras_model()
+  images = task.data.train.pooled()['x'][:32]
+  model(task.preprocess_features(tf.constant(images)), training=True)
+  before = [end.numpy() for end in quantization.ranges(model)]
+  tiny = form_examples.draw(task, model, 50)
+  np.testing.assert_array_equal(tiny.answers, tiny.widened_answers)
+  # As wide as this, everything is rounded to zero, whose first class wins.
+  monkeypatch.setattr(form_examples, 'WIDENING', 1e6)
+  large = form_examples.draw(task, model, 50)
+  np.testing.assert_array_equal(large.answers, tiny.answers)
+  assert not large.widened_answers.any()
+  assert large.answers.any()
+  np.testing.assert_array_equal(
+    [end.numpy() for end in quantization.ranges(model)], before
+  )
 
 
 def as_bytes(array):
