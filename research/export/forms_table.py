@@ -74,8 +74,8 @@ def explanations(reports: Mapping[str, Any]) -> list[str]:
     shown = _shown(report['model_agreement'], '.4f')
     text += (
       f' The trained model has {shown} with itself when the ranges of its '
-      f'activations are wider by {form_examples.WIDENING:g}: no runtime that '
-      'rounds in another way can be expected to have more.'
+      f'activations are wider by {form_examples.WIDENING:g}: of a runtime that '
+      'rounds in another way not much more can be expected.'
     )
   return [*failed, text]
 
