@@ -351,13 +351,18 @@ class _MaskedLanguageHead(tf.keras.layers.Layer):
       'bias', [form.vocabulary_size], initializer=start('bias', 'zeros')
     )
     self._embedding = encoder.backbone.token_embedding
+    self._logits = None
 
   def quantize(self, settings: quantization.Settings) -> None:
-    """Quantizes the dense layer; the last product stays float."""
+    """Quantizes the dense layer and the product with the embeddings."""
     self._dense = quantized_encoder.QuantizedDense(self._dense, settings)
+    self._logits = quantized_encoder.QuantizedLogits(settings)
 
   def call(self, hidden: tf.Tensor) -> tf.Tensor:
     hidden = self._norm(self._dense(hidden))
+    if self._logits is not None:
+      table = self._embedding.embeddings.read_value()
+      return self._logits(hidden, table, self._bias.read_value())
     return self._embedding(hidden, reverse=True) + self._bias
 
 

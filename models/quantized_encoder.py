@@ -107,6 +107,46 @@ class QuantizedDense(tf.keras.layers.Layer):
     return self.base.kernel.read_value(), self.base.bias.read_value()
 
 
+class QuantizedLogits(tf.keras.layers.Layer):
+  """A product with a table of embeddings, int8 as a dense layer is.
+
+  What looks tokens up in the table takes its float values.
+  """
+
+  def __init__(self, settings: quantization.Settings):
+    """Makes the ranges.
+
+    Args:
+      settings: How to quantize it.
+    """
+    super().__init__(name='logits')
+    self._weight = quantization.WeightQuantizer(
+      settings.weight_bits, False, settings.symmetric_weights
+    )
+    self._input = Range(settings, 'input')
+    self._output = Range(settings, 'output')
+
+  def call(
+    self, hidden: tf.Tensor, table: tf.Tensor, bias: tf.Tensor, training=None
+  ) -> tf.Tensor:
+    """Returns logits [batch, length, tokens].
+
+    Args:
+      hidden: Float32 [batch, length, hidden size].
+      table: Float32 [tokens, hidden size].
+      bias: Float32 [tokens].
+      training: Whether ranges move.
+    """
+    count, width = table.shape
+    flat = tf.reshape(self._input(hidden, training=training), [-1, width])
+    table = self._weight(table, bool(training))
+    product = tf.nn.bias_add(tf.matmul(flat, table, transpose_b=True), bias)
+    product = self._output(product, training=training)
+    return tf.reshape(
+      product, tf.concat([tf.shape(hidden)[:-1], [count]], axis=0)
+    )
+
+
 class QuantizedAttention(tf.keras.layers.Layer):
   """Keras' attention with int8 products.
 

@@ -115,6 +115,34 @@ def test_projections_of_an_attention(equation, shape, inputs, outputs):
   assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
 
 
+def test_logits_over_a_vocabulary_in_numpy():
+  rng = np.random.default_rng(0)
+  hidden = rng.normal(size=[2, 3, 7]).astype('f')
+  table, bias = rng.normal(size=[11, 7]).astype('f'), np.arange(11, dtype='f')
+  layer = quantized_encoder.QuantizedLogits(SETTINGS)
+  found = layer(hidden, table, bias, training=True).numpy()
+  summed = measured(hidden) @ weights_on_grid(table).T + bias
+  step = (summed.max() - summed.min()) / 255
+  error = np.abs(found - measured(summed))
+  assert error.max() < 1.01 * step
+  assert error.mean() < 0.1 * step
+  np.testing.assert_array_equal(found, layer(hidden, table, bias))
+
+
+def test_a_language_model_rounds_its_logits_and_trains_its_table(tmp_path):
+  model = builder(tmp_path).quantized(SETTINGS).masked_language_model()
+  with tf.GradientTape() as tape:
+    logits = model(tiny_bert.IDS, training=True)
+  table = model.get_layer('encoder').backbone.token_embedding.embeddings
+  gradient = tf.convert_to_tensor(tape.gradient(logits, table)).numpy()
+  # Tokens that no text has get theirs from the logits alone.
+  unused = np.setdiff1d(np.arange(table.shape[0]), np.unique(tiny_bert.IDS))
+  assert gradient[unused].any(axis=1).all()
+  low, high = (float(end) for end in quantization.ranges(model)[-2:])
+  steps = (logits.numpy() - logits.numpy().min()) / (high - low) * 255
+  np.testing.assert_allclose(steps, np.round(steps), atol=1e-2)
+
+
 def test_an_attention_in_numpy(tmp_path):
   encoder = builder(tmp_path).quantized(SETTINGS).classifier(2).layers[1]
   attention = encoder.transformer_layers[0]._self_attention_layer
