@@ -383,6 +383,15 @@ def ranges(model: Any) -> list[tf.Variable]:
   ]
 
 
+def count_parameters(model: tf.keras.Model) -> int:
+  """How many weights a model has, without ranges and counters."""
+  return sum(
+    variable.shape.num_elements()
+    for variable in model.variables
+    if variable.dtype.is_floating and not end_of_range(variable.name)
+  )
+
+
 def end_of_range(name: str) -> str:
   """Which end of an activation's range a variable is.
 

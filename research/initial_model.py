@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from models import kernels, lora, weight_store
+from models import kernels, lora, quantization, weight_store
 from research.export import text_signatures
 from research.serving import servable
 from research.tasks import task as task_lib
@@ -73,7 +73,9 @@ def _read(directory: pathlib.Path) -> dict[str, list[np.ndarray]]:
     ) from error
   found = collections.defaultdict(list)
   for weight in weights:
-    found[weight.name].append(weight.numpy())
+    # Integers are counters of Keras and TF-MOT.
+    if weight.dtype.is_floating:
+      found[weight.name].append(weight.numpy())
   return found
 
 
@@ -111,7 +113,10 @@ def _matched(
       )
     values[place] = value
   if left := sorted(name for name, arrays in waiting.items() if arrays):
-    raise flags.IllegalFlagValueError(
+    message = (
       f'{start}: the model that the flags describe has no {", ".join(left)}.'
     )
+    if any(quantization.end_of_range(name) for name in left):
+      message += ' It was trained with --quantize=qat, which this run lacks.'
+    raise flags.IllegalFlagValueError(message)
   return values

@@ -35,7 +35,7 @@ class QuantizationFlags:
       'weight_bits',
       str(usual.weight_bits),
       list(map(str, quantization.WEIGHT_BITS)),
-      'Of a weight in training; 6 and 4 are exported as int8.',
+      'Of a weight in training; 6 and 4 are exported in int8 files.',
     )
     for name, text in (
       (

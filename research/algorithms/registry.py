@@ -143,11 +143,12 @@ class Algorithm:
     wanted = settings.statistics if task.has_statistics else None
     if wanted and not self.aggregates_statistics:
       able = [n for n, a in ALGORITHMS.items() if a.aggregates_statistics]
+      name = next(n for n, a in ALGORITHMS.items() if a is self)
       raise local_training.UnsuitableError(
         'The model has variables that are measured, not trained (ranges of '
-        'quantization, or moments of batch normalisation), which the algorithm '
-        f'of {self.paper} would leave as they were at first; '
-        f'--algorithm={" and ".join(able)} aggregate them.'
+        '--quantize=qat, or moments of batch normalisation), which '
+        f'--algorithm={name} ({self.paper}) would leave as they were '
+        f'at first; --algorithm={" and ".join(able)} aggregate them.'
       )
     if wanted and task.frozen_names:
       raise local_training.UnsuitableError(

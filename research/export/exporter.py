@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from models import quantization
 from research.algorithms import partly_local, registry
 from research.export import (
   form_exporter,
@@ -70,7 +71,7 @@ def export_run(
   card = _card(
     run.path.name,
     task,
-    model.count_params(),
+    quantization.count_parameters(model),
     rows.get(round_num, {'round': round_num}),
     config,
   )

@@ -157,7 +157,7 @@ def summary(name: str, report: Mapping[str, Any]) -> str:
     f'{name}: {report["bytes"]:,} bytes, agreement '
     f'{report["agreement"]:.4f} on {report["examples"]} test examples, '
     'max difference '
-    f'{report["max_abs_difference"]:.2g}, p50 {latency["p50_ms"]:.2f} ms '
+    f'{report["max_abs_difference"]:.2g}, p50 {latency["p50_ms"]:.3g} ms '
     f'({report["runtime"]})'
   )
 
@@ -193,8 +193,12 @@ def _make(
 def _hints(form: forms.Form, task: task_lib.Task) -> list[str]:
   """What may be the reason that a form can't be made or run."""
   settings = task.quantization
-  if form.is_int8 and settings is not None and not settings.symmetric_weights:
+  if settings is None:
+    return []
+  if form.is_int8 and not settings.symmetric_weights:
     return ['--nosymmetric_weights: LiteRT loads no convolution with such']
+  if not form.is_int8 and settings.weight_bits == 4:
+    return ["--weight_bits=4: TensorFlow's converter writes no floats for such"]
   return []
 
 
@@ -209,8 +213,12 @@ def _convert(form: forms.Form, source: forms.Source) -> bytes:
   except Exception as error:
     logging.exception('%s can not be made', form.title)
     raise _ConversionFailed(
-      f'can not be made: {type(error).__name__}: {str(error)[-1000:]}'
+      f'can not be made: {type(error).__name__}: {_one_line(error)[-500:]}'
     ) from error
+
+
+def _one_line(error: Exception) -> str:
+  return ' '.join(str(error).split())
 
 
 def _size(path: pathlib.Path) -> int:

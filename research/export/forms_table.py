@@ -118,7 +118,7 @@ def _sizes(reports: Mapping[str, Any]) -> list[str]:
 
 def _latency(report: Mapping[str, Any], size: str) -> str:
   found = report.get('latency', {}).get(size)
-  return f'{found["p50_ms"]:.2f}, {found["p99_ms"]:.2f}' if found else _UNKNOWN
+  return f'{found["p50_ms"]:.3g}, {found["p99_ms"]:.3g}' if found else _UNKNOWN
 
 
 def _shown(value: Any, form: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from models import bert, pretrained
+from models import bert, pretrained, quantization
 from research.export import graph_tokenizer
 from research.tasks import task as task_lib
 
@@ -58,7 +58,7 @@ def entries(
   """
   form = task.builder.checkpoint.config
   trained = sum(v.shape.num_elements() for v in model.trainable_variables)
-  total = model.count_params()
+  total = quantization.count_parameters(model)
   start = source(task, flags)
   found = {
     'encoder': start['title'],

@@ -225,3 +225,13 @@ def test_errors_say_what_is_wrong():
     quantization.UnsupportedModelError, match="nested can't be quantized"
   ):
     quantization.recipe(nested, quantization.Settings())
+
+
+def test_ranges_and_counters_are_no_parameters():
+  inputs = tf.keras.Input([3])
+  outputs = tf.keras.layers.Dense(2, name='logits')(inputs)
+  plain = tf.keras.Model(inputs, outputs)
+  model = quantization.recipe(plain, quantization.Settings())()
+  assert model.count_params() > 8
+  assert quantization.count_parameters(model) == 8
+  assert quantization.count_parameters(plain) == 8

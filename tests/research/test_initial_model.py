@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from absl import flags
 
-from models import bert, weight_store
+from models import bert, quantization, weight_store
 from research import initial_model
 from research.export import saved_model
 from tests import toy
@@ -126,6 +126,21 @@ def test_texts_in_evaluation_and_for_clients(store, tmp_path):
   for build in (started.build_keras_model, started.build_client_keras_model):
     np.testing.assert_array_equal(build()(ids), model(ids))
   assert not np.allclose(other.build_keras_model()(ids), model(ids))
+
+
+def test_a_quantized_model_starts_another_one_with_its_ranges(store, tmp_path):
+  plain = form_tasks.images()[0]
+  task = plain.quantized(quantization.Settings())
+  model = task.build_keras_model()
+  images = task.data.train.pooled()['x'][:32]
+  model(task.preprocess_features(tf.constant(images)), training=True)
+  saved_model.export(task, model, tmp_path / 'model')
+  started = initial_model.apply(task, tmp_path, store).build_keras_model()
+  for found, expected in zip(started.weights, model.weights, strict=True):
+    np.testing.assert_array_equal(found, expected, found.name)
+  message = 'logits/post_activation_max.* --quantize=qat, which this run lacks'
+  with pytest.raises(flags.IllegalFlagValueError, match=message):
+    initial_model.apply(plain, tmp_path, store)
 
 
 def test_lora_begins_anew_beside_merged_kernels(store, tmp_path):

@@ -116,6 +116,21 @@ def test_a_quantized_model_is_judged_by_its_answers(tmp_path, symmetric):
     assert '--nosymmetric_weights: LiteRT loads no' in int8['reasons'][-1]
 
 
+def test_four_bits_as_a_float_file_say_why_there_is_none(tmp_path):
+  data = form_tasks.images()[0].data
+  task = emnist.build('digit_recognition', data, 'mcmahan_2nn', seed=0)
+  task = task.quantized(quantization.Settings(weight_bits=4))
+  model = task.build_keras_model()
+  images = task.data.train.pooled()['x'][:32]
+  model(task.preprocess_features(tf.constant(images)), training=True)
+  _, reports = export(tmp_path, task, model, ['tflite', 'tflite_int8'])
+  assert reports['tflite_int8']['passed']
+  assert not reports['tflite']['passed']
+  reason, hint = reports['tflite']['reasons']
+  assert '\n' not in reason
+  assert hint.startswith('--weight_bits=4')
+
+
 @pytest.fixture(scope='module')
 def rows():
   return form_tasks.table('logistic')
