@@ -17,6 +17,7 @@ from research.export import (
   form_examples,
   form_parity,
   forms,
+  forms_table,
   parity,
   text_signatures,
   tflite,
@@ -153,11 +154,12 @@ def summary(name: str, report: Mapping[str, Any]) -> str:
   if not report['passed']:
     return f'{name}: FAILED: {"; ".join(report["reasons"])}'
   latency = report['latency'][str(form_examples.BATCHES[0])]
+  p50 = forms_table.milliseconds(latency['p50_ms'])
   return (
     f'{name}: {report["bytes"]:,} bytes, agreement '
     f'{report["agreement"]:.4f} on {report["examples"]} test examples, '
     'max difference '
-    f'{report["max_abs_difference"]:.2g}, p50 {latency["p50_ms"]:.3g} ms '
+    f'{report["max_abs_difference"]:.2g}, p50 {p50} ms '
     f'({report["runtime"]})'
   )
 

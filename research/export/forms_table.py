@@ -118,7 +118,14 @@ def _sizes(reports: Mapping[str, Any]) -> list[str]:
 
 def _latency(report: Mapping[str, Any], size: str) -> str:
   found = report.get('latency', {}).get(size)
-  return f'{found["p50_ms"]:.3g}, {found["p99_ms"]:.3g}' if found else _UNKNOWN
+  if not found:
+    return _UNKNOWN
+  return ', '.join(milliseconds(found[name]) for name in ('p50_ms', 'p99_ms'))
+
+
+def milliseconds(value: float) -> str:
+  """A latency for people; small models take microseconds."""
+  return f'{value:.2f}' if value >= 0.1 else f'{value:.2g}'
 
 
 def _shown(value: Any, form: str) -> str:

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from research.export import model_card, saved_model
+from research.export import forms_table, model_card, saved_model
 
 
 @pytest.fixture
@@ -153,3 +153,8 @@ def test_example_of_the_card_runs(info, task, model, tmp_path):
     env={**os.environ, 'PYTHONPATH': ''},
   ).stdout
   assert "'class': <tf.Tensor: shape=(1,), dtype=int64" in output
+
+
+def test_latencies_are_neither_cut_nor_in_powers():
+  shown = [forms_table.milliseconds(v) for v in (0.00451, 0.1, 2194.777)]
+  assert shown == ['0.0045', '0.10', '2194.78']
