@@ -199,6 +199,11 @@ class Builder:
       store.put(values[variable.ref()]) for variable in made
     ]
 
+  @property
+  def trains_all(self) -> bool:
+    """Whether everything is trained that an output depends on."""
+    return self._tuning.fine_tuning == 'full'
+
   def quantized(self, settings: quantization.Settings) -> 'Builder':
     """Returns a builder of models whose dense layers are quantized."""
     builder = copy.copy(self)

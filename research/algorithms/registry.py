@@ -178,7 +178,7 @@ class Algorithm:
         f'The algorithm of {self.paper} neither prunes nor clusters its '
         f'weights; --algorithm={" and ".join(able)} can.'
       )
-    if task.has_frozen_weights:
+    if task.trains_part:
       raise local_training.UnsuitableError(
         'What is trained is pruned and clustered, and that is a part of this '
         'model alone: train all of it (--fine_tuning=full).'

@@ -183,6 +183,7 @@ def build(
     preprocess=lambda batch: _preprocess(task, batch),
     example_shape=(length,),
     has_frozen_weights=True,
+    trains_part=not builder.trains_all,
     initial_weights_sha256=builder.checkpoint.sha256,
     evaluation_batch_size=max(1, _EVALUATION_TOKENS // length),
     builder=builder,

@@ -46,6 +46,7 @@ class Task:
       targets' own units; part of the exported model as `preprocess_features`.
     has_frozen_weights: Whether the variables that the Keras model doesn't train
       are constants of every process: neither sent nor kept in checkpoints.
+    trains_part: Whether clients train a part of the model alone, as LoRA.
     initial_weights_sha256: Hash of pre-trained weights; empty without any.
     initial_files: See `starting_from`.
     evaluation_batch_size: Examples that are evaluated at once.
@@ -65,6 +66,7 @@ class Task:
   client_model: tff.learning.models.FunctionalModel | None = None
   postprocess: Callable[[tf.Tensor], tf.Tensor] = tf.identity
   has_frozen_weights: bool = False
+  trains_part: bool = False
   initial_weights_sha256: str = ''
   evaluation_batch_size: int = 500
   quantization: quantization_lib.Settings | None = None

@@ -6,8 +6,10 @@ import pytest
 import tensorflow_federated as tff
 from absl import flags
 
-from research.algorithms import registry
+from models import bert, pruning
+from research.algorithms import local_training, registry
 from tests.experiments import binary
+from tests.research.export import text_tasks
 
 _REDUCE = tff.learning.LoopImplementation.DATASET_REDUCE
 
@@ -98,3 +100,18 @@ def test_the_binary_trains_with_it(tmp_path, name):
   )
   assert result.returncode == 0, result.stderr
   assert 'round 2/2' in result.stdout + result.stderr
+
+
+def test_weights_are_pruned_only_where_all_of_them_are_trained():
+  settings = registry.Settings(
+    client_optimizer=None,
+    server_optimizer=None,
+    client_weighting=None,
+    loop_implementation=_REDUCE,
+    pruning=pruning.Settings(final_sparsity=0.5),
+  )
+  algorithm = registry.ALGORITHMS['fed_avg']
+  assert algorithm._constraints(text_tasks.make(), settings).positions
+  task = text_tasks.make(tuning=bert.FineTuning('lora', lora_rank=2))
+  with pytest.raises(local_training.UnsuitableError, match='fine_tuning=full'):
+    algorithm._constraints(task, settings)
