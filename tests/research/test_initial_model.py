@@ -131,9 +131,7 @@ def test_texts_in_evaluation_and_for_clients(store, tmp_path):
 def test_a_quantized_model_starts_another_one_with_its_ranges(store, tmp_path):
   plain = form_tasks.images()[0]
   task = plain.quantized(quantization.Settings())
-  model = task.build_keras_model()
-  images = task.data.train.pooled()['x'][:32]
-  model(task.preprocess_features(tf.constant(images)), training=True)
+  model = form_tasks.measured(task)
   saved_model.export(task, model, tmp_path / 'model')
   started = initial_model.apply(task, tmp_path, store).build_keras_model()
   for found, expected in zip(started.weights, model.weights, strict=True):

@@ -50,6 +50,14 @@ def texts(name):
   return task, fitted(task, rate=3e-3)
 
 
+def measured(task):
+  """A model of a quantized task on images that has seen a batch of them."""
+  model = task.build_keras_model()
+  images = task.data.train.pooled()['x'][:32]
+  model(task.preprocess_features(tf.constant(images)), training=True)
+  return model
+
+
 def fitted(task, rate=1e-2):
   """A model after some steps on the same training examples."""
   model, loss = task.build_keras_model(), task.build_loss()

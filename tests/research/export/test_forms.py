@@ -7,7 +7,6 @@ import pathlib
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from absl import flags
 
 from models import quantization
@@ -100,9 +99,7 @@ def test_a_quantized_model_is_judged_by_its_answers(tmp_path, symmetric):
   task = emnist.build('digit_recognition', data, 'mcmahan_cnn', seed=0)
   settings = quantization.Settings(symmetric_weights=symmetric)
   task = task.quantized(settings)
-  model = task.build_keras_model()
-  images = task.data.train.pooled()['x'][:32]
-  model(task.preprocess_features(tf.constant(images)), training=True)
+  model = form_tasks.measured(task)
   _, reports = export(tmp_path, task, model, ['tflite', 'tflite_int8'])
   assert reports['tflite']['passed']
   assert reports['tflite']['bound'].startswith('equal labels')
@@ -120,9 +117,7 @@ def test_four_bits_as_a_float_file_say_why_there_is_none(tmp_path):
   data = form_tasks.images()[0].data
   task = emnist.build('digit_recognition', data, 'mcmahan_2nn', seed=0)
   task = task.quantized(quantization.Settings(weight_bits=4))
-  model = task.build_keras_model()
-  images = task.data.train.pooled()['x'][:32]
-  model(task.preprocess_features(tf.constant(images)), training=True)
+  model = form_tasks.measured(task)
   _, reports = export(tmp_path, task, model, ['tflite', 'tflite_int8'])
   assert reports['tflite_int8']['passed']
   assert not reports['tflite']['passed']
@@ -274,9 +269,7 @@ def test_wider_ranges_move_answers_and_come_back(monkeypatch):
     is None
   )
   task = task.quantized(quantization.Settings())
-  model = task.build_keras_model()
-  images = task.data.train.pooled()['x'][:32]
-  model(task.preprocess_features(tf.constant(images)), training=True)
+  model = form_tasks.measured(task)
   before = [end.numpy() for end in quantization.ranges(model)]
   tiny = form_examples.draw(task, model, 50)
   np.testing.assert_array_equal(tiny.answers, tiny.widened_answers)
